@@ -25,8 +25,8 @@ NAMES = {
     "UNIFORM_BATCH": Support.UNIFORM,
     "ALWAYS": Support.ALWAYS,
 }
-BY_CARD = {"FLASH_ATTN", "FLASH_ATTN_DIFFKV", "FLASHINFER"}
-"""Whose support the card decides: FlashAttention 3 on Hopper alone, FlashInfer by a method."""
+BY_CARD = {"FLASH_ATTN", "FLASH_ATTN_DIFFKV", "FLASHINFER", "TRITON_FLASH_ATTN", "TRITON_FLASHINFER"}
+"""Whose support the card decides: FlashAttention 3 on Hopper alone; or a method, of FlashInfer and of two in one."""
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS.keys() & TOLD.keys() - BY_CARD))

@@ -2,8 +2,8 @@
 
 Mirrors the choice of vLLM 0.32 on CUDA: a priority list per GPU generation, the first backend that takes
 the layer's head size, KV dtype, sinks and so on. Knows nothing of models, memory or groups. FlashInfer,
-DeepGEMM and FlashMLA count as installed; FlashAttention 4, TokenSpeed and FlashInfer's sparse MLA for Hopper
-do not.
+DeepGEMM and FlashMLA count as installed; FlashAttention 4, TokenSpeed, b12x, HPC and FlashInfer's sparse MLA for
+Hopper do not, unless they are asked for by name.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class LayerNeeds:
     qk_rope_head_dim: int = 0
     kv_lora_rank: int = 0
     index_topk: int = 0
+    batch_invariant: bool = False
+    """Results may not depend on the batch (VLLM_BATCH_INVARIANT)."""
     flash_version: int = 0
     """Of FlashAttention, as stated; 0: the card's own."""
 
@@ -180,6 +182,63 @@ BACKENDS = {
             graphs=Support.SINGLE_TOKEN,
         ),
         Backend("TRITON_MLA", _FP8, (16,), is_mla=True, dcp=True),
+        Backend(
+            "TOKENSPEED_MLA", ("fp8", "fp8_e4m3"), (32, 64), fixed=True, majors=(10,), is_mla=True, dcp=True
+        ),
+        Backend(
+            "B12X",
+            ("auto", "bfloat16", "fp8", "fp8_e4m3"),
+            (64, 128),
+            fixed=True,
+            majors=(12,),
+            head_sizes=(64, 128, 192, 256),
+            sinks=True,
+            windows=True,
+            dtypes=("bfloat16",),
+            layouts=("LBHNC", "BLHNC"),
+        ),
+        Backend(
+            "HPC_ATTN",
+            ("auto", "bfloat16", "fp8_e4m3"),
+            (64,),
+            fixed=True,
+            majors=(9,),
+            head_sizes=(128,),
+            layouts=("LBNHC",),
+            graphs=Support.SINGLE_TOKEN,
+        ),
+        Backend(
+            "TRITON_FLASH_ATTN",
+            _FP8,
+            (16,),
+            majors=(9,),
+            head_sizes=(256, 512),
+            sinks=True,
+            windows=True,
+            graphs=Support.SINGLE_TOKEN,
+        ),
+        Backend(
+            "TRITON_FLASHINFER",
+            (*_FP8, "fp8_e5m2"),
+            (64,),
+            fixed=True,
+            majors=(10,),
+            head_sizes=(256, 512),
+            sinks=True,
+            windows=True,
+            layouts=("LBHNC", "BLHNC"),
+            graphs=Support.SINGLE_TOKEN,
+        ),
+        Backend(
+            "FLASHINFER_MLA_SPARSE_SM90",
+            ("auto", "bfloat16", "fp8", "fp8_e4m3"),
+            (64,),
+            majors=(9,),
+            head_sizes=(512, 576),
+            is_mla=True,
+            is_sparse=True,
+            dtypes=("bfloat16",),
+        ),
         Backend("FLASH_ATTN_MLA_SPARSE", _AUTO, (64,), majors=(9,), is_mla=True, is_sparse=True),
         Backend(
             "FLASHMLA_SPARSE",
@@ -264,6 +323,20 @@ BACKENDS = {
     )
 }
 
+OTHER_LAYOUTS = ("FLASHINFER_MLA_SPARSE_DSV4", "FLASHINFER_MLA_SPARSE_DSV41", "ULTRAQUANT", "CUSTOM")
+"""Names that vLLM's registry takes on CUDA and whose KV is not laid out here."""
+ELSEWHERE = (
+    *("XPU_MLA_SPARSE", "CPU_ATTN", "CPU_MLA", "AMX_MLA", "ROCM_FLASHMLA_SPARSE_DSV4"),
+    *("TORCH_SDPA", "NO_ATTENTION"),
+)
+"""Names that it takes for other devices, for towers, or for layers without KV."""
+
+BATCH_INVARIANT = (
+    *("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "FLASH_ATTN_MLA", "TRITON_MLA"),
+    *("FLASH_ATTN_DIFFKV", "TRITON_ATTN_DIFFKV", "DOTS3_NOTE_TRITON_MLA"),
+)
+"""Backends whose `supports_batch_invariance` says so, of their own or of the class they are made from."""
+
 INDEXER = Backend("DEEPSEEK_V32_INDEXER", ("auto",), (64,), fixed=True, head_sizes=(32, 64, 128))
 """Keys of the sparse-attention indexer; it only constrains the block size."""
 
@@ -317,6 +390,10 @@ def select_backend(capability: Capability, needs: LayerNeeds, forced: str | None
     Raises:
         KvplanError: no backend takes the layer; says why each one does not.
     """
+    if forced in OTHER_LAYOUTS:
+        raise KvplanError(f"attention backend {forced}: how it lays out KV is not planned")
+    if forced in ELSEWHERE:
+        raise KvplanError(f"attention backend {forced} serves no layer with KV on CUDA")
     if forced is not None and forced not in BACKENDS:
         raise KvplanError(f"unknown attention backend {forced!r}{did_you_mean(forced, BACKENDS)}")
     reasons = []
@@ -363,6 +440,7 @@ def refusal(backend: Backend, capability: Capability, needs: LayerNeeds) -> str:
         (n.has_sinks and not b.sinks, "attention sinks not supported"),
         (n.has_window and not b.windows, "sliding window not supported"),
         (n.is_cross and not b.cross, "attention to an encoder not supported"),
+        (n.batch_invariant and b.name not in BATCH_INVARIANT, "batch invariance not supported"),
         (n.dcp > 1 and not b.dcp, "decode context parallelism not supported"),
     )
     for failed, reason in checks:
@@ -424,7 +502,39 @@ def _flashinfer_mla_sparse_sm120(capability: Capability, n: LayerNeeds) -> str:
     return "" if n.index_topk == 2048 else "index_topk must be 2048"
 
 
+def _tokenspeed(capability: Capability, n: LayerNeeds) -> str:
+    fits = (n.qk_nope_head_dim, n.qk_rope_head_dim, n.v_head_size) == (128, 64, 128)
+    return "" if fits else "for DeepSeek-R1's head sizes only (128 and 64 of rope, values of 128)"
+
+
+def _hpc(capability: Capability, n: LayerNeeds) -> str:
+    return "" if n.num_heads // n.num_kv_heads in (4, 8) else "4 or 8 query heads for each KV head only"
+
+
+def _triton_flash_attn(capability: Capability, n: LayerNeeds) -> str:
+    if n.flash_on(capability) != 3:
+        return "causal layers need FlashAttention 3"
+    return _flash_attn(capability, n)
+
+
+def _b12x(capability: Capability, n: LayerNeeds) -> str:
+    if capability not in ((12, 0), (12, 1)):
+        return "compute capability not supported"
+    return "" if n.block_size else "needs --block-size 64 or 128"  # it looks before vLLM chooses one
+
+
+def _sparse_sm90(capability: Capability, n: LayerNeeds) -> str:
+    fits = n.kv_lora_rank == 512 and n.qk_rope_head_dim in (0, 64)
+    return "" if fits else "latents of 512 and 0 or 64 dimensions of rope only"
+
+
 _QUIRKS = {
+    "TOKENSPEED_MLA": _tokenspeed,
+    "HPC_ATTN": _hpc,
+    "TRITON_FLASH_ATTN": _triton_flash_attn,
+    "TRITON_FLASHINFER": _flashinfer,
+    "B12X": _b12x,
+    "FLASHINFER_MLA_SPARSE_SM90": _sparse_sm90,
     "FLASH_ATTN": _flash_attn,
     "FLASHINFER": _flashinfer,
     "TRITON_ATTN": _triton,

@@ -86,7 +86,15 @@ def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
         largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
         exports = any(gdn_exports_states(setup, state) for state in states)
         sizes = _cover_state(setup, mixers, sizes, largest, GDN_CHECKPOINT_ALIGNMENT if exports else 1)
+        _check_whole_blocks(backends, sizes.block_size)
     return _cover_skipped(setup, mixers, sizes) if setup.skipped else sizes
+
+
+def _check_whole_blocks(backends: Sequence[Backend], block_size: int) -> None:
+    """b12x takes the pool's blocks whole; others cut them into their kernels' (vLLM 0.32 `supports_block_size`)."""
+    for b in backends:
+        if b.name == "B12X" and block_size not in b.block_sizes:
+            raise KvplanError(f"blocks of {block_size} tokens, with room for a state: B12X takes 64 or 128")
 
 
 def _check_layouts(backends: Sequence[Backend]) -> None:
