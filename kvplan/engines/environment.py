@@ -36,6 +36,20 @@ class Environment(NamedTuple):
     """VLLM_DCP_Q_REPLICATE: as --dcp-q-replicate, over which it goes."""
     replicate_embed: bool = False
     """VLLM_REPLICATE_EMBED: every rank holds the whole embedding, where the model's class looks."""
+    batch_invariant: bool = False
+    """VLLM_BATCH_INVARIANT: kernels whose results do not depend on the batch; not all attention has such."""
+    sparse_indexer_max_logits_mb: int = 512
+    """VLLM_SPARSE_INDEXER_MAX_LOGITS_MB: MiB of logits that an indexer of sparse attention holds at a time."""
+    flashinfer_workspace_buffer_size: int = 394 << 20
+    """VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE: bytes of FlashInfer's workspace."""
+    moe_routing_simulation_strategy: str = ""
+    """VLLM_MOE_ROUTING_SIMULATION_STRATEGY: experts drawn at random in place of routed."""
+    use_simple_kv_offload: bool = False
+    """VLLM_USE_SIMPLE_KV_OFFLOAD: --kv-offloading-size by another connector."""
+    weight_offloading_disable_uva: bool = False
+    """VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: weights of --cpu-offload-gb are copied for each layer, not read in place."""
+    weight_offloading_disable_pin_memory: bool = False
+    """VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY: weights in host memory that may be paged."""
 
 
 def _number(name: str, value: str) -> bool:
@@ -48,6 +62,22 @@ def _mib(name: str, value: str) -> int:
     if not re.fullmatch(r"\d{1,7}", value.strip()):
         raise KvplanError(f"{name}={value[:40]}: MiB, a whole number")
     return int(value)
+
+
+def _size(name: str, value: str) -> int:
+    if not re.fullmatch(r"\d{1,12}", value.strip()):
+        raise KvplanError(f"{name}={value[:40]}: bytes, a whole number")
+    return int(value)
+
+
+ROUTINGS = ("", "uniform_random", "normal_routing")
+"""Of vLLM 0.32 `layers/fused_moe/router/routing_simulator_router.py`."""
+
+
+def _routing(name: str, value: str) -> str:
+    if value not in ROUTINGS:
+        raise KvplanError(f"{name}={value[:40]}: vLLM has {' and '.join(ROUTINGS[1:])}")
+    return value
 
 
 def _word(name: str, value: str) -> bool:
@@ -73,23 +103,22 @@ ACTS = {
     "VLLM_DEEPEP_BUFFER_SIZE_MB": _mib,
     "VLLM_REPLICATE_EMBED": _number,
     "VLLM_DCP_Q_REPLICATE": _number,
+    "VLLM_BATCH_INVARIANT": _number,
+    "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": _mib,
+    "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": _size,
+    "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": _routing,
+    "VLLM_USE_SIMPLE_KV_OFFLOAD": _number,
+    "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": _number,
+    "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY": _number,
 }
 """Variables that act -> how vLLM reads them."""
 KERNELS = "kernels: timed as the default's"
 NOT_PLANNED = {
-    "VLLM_BATCH_INVARIANT": "kernels whose results do not depend on the batch",
-    "VLLM_USE_SIMPLE_KV_OFFLOAD": "another keeper of the host tier",
-    "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": "FlashInfer's workspace",
-    "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": "the indexer's workspace",
     "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP4",
     "VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP8",
-    "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "quantisation on load",
+    "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "weights of --quantization humming, which is refused",
     "VLLM_ROCM_FP8_PADDING": "padded weights",
     "VLLM_ROCM_MOE_PADDING": "padded weights",
-    "VLLM_RANDOMIZE_DP_DUMMY_INPUTS": "steps of idle replicas",
-    "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "routing of experts",
-    "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": "weights in host memory, copied where they would be read in place",
-    "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY": "weights in host memory that is not pinned",
     "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT": "weights cut another way",
 }
 """Variables that change memory, scheduling or time in ways that are not planned, and what they are about."""

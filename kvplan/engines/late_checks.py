@@ -33,6 +33,7 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
         raise KvplanError(
             f"VLLM_MLA_DISABLE: keys and values of every head of {model.name} are not planned; leave it out"
         )
+    _check_environment(model, args)
     tp = args.tensor_parallel_size
     if args.enable_batch_sharded_sampling and tp == 1:
         raise KvplanError(
@@ -57,6 +58,18 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
     if args.enable_return_routed_experts and not args.enable_prefix_caching:
         raise KvplanError(
             "--enable-return-routed-experts needs prefix caching; leave out --no-enable-prefix-caching"
+        )
+
+
+def _check_environment(model: ModelSpec, args: ResolvedArgs) -> None:
+    """States' kernels all depend on the batch (vLLM 0.32 `v1/attention/selector.py`); one KV connector is planned."""
+    told, states = args.environment, any(m.state is not None for la in model.layers for m in la.mixers)
+    if told.batch_invariant and states:
+        raise KvplanError(f"VLLM_BATCH_INVARIANT: no kernel of the states of {model.name} supports it")
+    if told.use_simple_kv_offload and args.kv_offloading_size is not None:
+        raise KvplanError(
+            "VLLM_USE_SIMPLE_KV_OFFLOAD: connector SimpleCPUOffloadConnector is not planned, OffloadingConnector is;"
+            " leave it out"
         )
 
 

@@ -36,7 +36,7 @@ from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget, with_stated_blocks
 from kvplan.memory.demand import Demand, trace_blocks
-from kvplan.memory.graphs import engine_graphs
+from kvplan.memory.graphs import attention_backends, engine_graphs
 from kvplan.memory.kernel_checks import check_kernels
 from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
@@ -337,7 +337,12 @@ def _resolved(question: Question) -> ResolvedArgs:
     if question.engine.engine != "vllm" and args.gpu_memory_utilization is None:
         fraction = default_utilization(question.engine, question.model, args, question.gpu)
         args = args.model_copy(update={"gpu_memory_utilization": fraction})
-    return resolve(args, question.model, question.gpu, question.engine, question.entry_point)
+    found = resolve(args, question.model, question.gpu, question.engine, question.entry_point)
+    invariant = question.engine.engine == "vllm" and args.environment.batch_invariant
+    if invariant and "TRITON_MLA" in attention_backends(question.model, found, question.gpu):
+        # vLLM 0.32 `model_executor/layers/attention/mla_attention.py`
+        return found.model_copy(update={"enable_prefix_caching": False})
+    return found
 
 
 def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget: Budget) -> ResolvedArgs:

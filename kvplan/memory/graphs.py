@@ -44,7 +44,7 @@ READ_BY_ATTENTION = (
 """Flags that say which backends serve a model's layers."""
 
 
-def _of_attention(args: ResolvedArgs) -> EngineArgs:
+def _of_attention(args: EngineArgs) -> EngineArgs:
     return EngineArgs.model_construct(**{name: getattr(args, name) for name in READ_BY_ATTENTION})
 
 
@@ -56,3 +56,18 @@ def _support(model: ModelSpec, args: EngineArgs, capability: Capability) -> Supp
         return graph_support(setup, find_mixers(setup))
     except KvplanError:
         return Support.ALWAYS
+
+
+def attention_backends(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> frozenset[str]:
+    """Names of the backends that serve the target's layers; none where one is refused."""
+    major, minor = divmod(round(gpu.compute_capability * 10), 10)
+    return _backends(model, _of_attention(args), (major, minor)) if gpu.vendor == "nvidia" else frozenset()
+
+
+@lru_cache(256)
+def _backends(model: ModelSpec, args: EngineArgs, capability: Capability) -> frozenset[str]:
+    try:
+        mixers = find_mixers(LayoutSetup.of(model, args, capability, Rules()))
+    except KvplanError:
+        return frozenset()
+    return frozenset(m.backend.name for m in mixers if m.backend)

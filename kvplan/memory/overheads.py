@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvplan.engines.environment import Environment
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.engines.stages import Stage
 from kvplan.formulas.capacity import kv_heads_per_rank
@@ -23,7 +24,7 @@ from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, MiB, gib
 from kvplan.memory.exchange_buffers import batched_workspace, exchange_bytes
-from kvplan.memory.graphs import engine_graphs
+from kvplan.memory.graphs import attention_backends, engine_graphs
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 
@@ -84,14 +85,21 @@ def estimate_overheads(
     sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if stage.is_last else NOTHING
     forward = _scaled(forward_bytes(model, args, profile, stage), profile.forward_scale) + exact(kept)
     tower, of_tower = _tower(model, args, profile, stage)
+    indexer = (
+        exact(kept + indexer_moment(model, args, profile, stage)) if engine.is_vllm(*INDEXED) else NOTHING
+    )
     peaks = [
         (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
+        (indexer, "logits of an indexer", profile.forward_scale),
         (tower, _tower_words(model, args, profile, stage), of_tower),
     ]
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
     runtime, runtime_why = _runtime(args, gpu, profile)
+    if more := flashinfer_workspace(model, args, gpu):
+        runtime += Range(more, min(0, more), max(0, more))
+        runtime_why += f"; {gib(more):+.2f} GiB of FlashInfer's workspace, or none where it is made later"
     if buffers := exchange_bytes(model, args):
         runtime += exact(buffers)
         runtime_why += f"; {gib(buffers):.2f} GiB of buffers of {args.all2all_backend}"
@@ -249,6 +257,33 @@ def _runtime(args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> tuple[
 
 def _scaled(unit: float, figure: Figure) -> Range:
     return Range(int(unit * figure.value), int(unit * figure.low), int(unit * figure.high))
+
+
+def flashinfer_workspace(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec) -> int:
+    """Bytes of FlashInfer's workspace beyond the usual, which logs have; latent attention takes it in the profile run,
+    other attention with its first step.
+
+    Source: vLLM 0.32 `v1/attention/backends/flashinfer.py`, `mla/prefill/flashinfer.py`.
+    """
+    more = args.environment.flashinfer_workspace_buffer_size - Environment().flashinfer_workspace_buffer_size
+    serves = more and any(name.startswith("FLASHINFER") for name in attention_backends(model, args, gpu))
+    return more if serves else 0
+
+
+INDEXED = (0, 32)
+"""Whose indexers' profile run was read; what older versions reserve is not known."""
+
+
+def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:
+    """Bytes when an indexer's logits peak in the profile run: VLLM_SPARSE_INDEXER_MAX_LOGITS_MB, and the streams.
+
+    Source: vLLM 0.32 `model_executor/layers/sparse_attn_indexer.py`, `sparse_mqa_indexer.py`.
+    """
+    kinds = (AttentionKind.MLA, AttentionKind.COMPRESSED)
+    if not any(m.index_topk and m.kind in kinds for layer in stage.layers(model) for m in layer.mixers):
+        return 0
+    streams = 2 * args.max_num_batched_tokens * profile.residual_streams * model.hidden_size
+    return streams + args.environment.sparse_indexer_max_logits_mb * MiB
 
 
 def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import SLOWER_ATTENTION, attention_config, kernel_config
+from kvplan.engines.weight_offload import weight_offload
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.doubt import Unmeasured
 from kvplan.timing.costs import Seconds
@@ -25,7 +26,10 @@ WITH_ADAPTERS = 1.0, 1.5
 """Where every matrix has a narrow pair beside it (assumed)."""
 BATCHES = 1, 64
 """Decoding sequences for which the ends of exchanges are worked out."""
-
+BATCH_INVARIANT = 1.0, 2.0
+"""Kernels whose results do not depend on the batch, and NCCL with one channel (assumed)."""
+PAGED_COPIES = 1.0, 3.0
+"""Copies out of memory that may be paged go through a buffer of the driver's (assumed)."""
 
 USUAL = {
     8: ("FLASH_ATTN", "TRITON_MLA"),
@@ -46,6 +50,7 @@ def kernel_doubts(
     """
     if args.enable_lora:
         yield Unmeasured("--enable-lora: adapters' own kernels are not timed", *WITH_ADAPTERS)
+    yield from _variables(model, args)
     yield from _products(model, args)
     yield from _attention(model, args, major)
     yield from _states(model, args)
@@ -56,6 +61,21 @@ def kernel_doubts(
 
 def _default(what: str, ends: tuple[float, float]) -> Unmeasured:
     return Unmeasured(f"{what}: timed as the default's", *ends)
+
+
+def _variables(model: ModelSpec, args: EngineArgs) -> Iterator[Unmeasured]:
+    told = args.environment
+    if told.batch_invariant:
+        yield _default("VLLM_BATCH_INVARIANT", BATCH_INVARIANT)
+    if told.moe_routing_simulation_strategy == "normal_routing" and model.is_moe:
+        yield Unmeasured("VLLM_MOE_ROUTING_SIMULATION_STRATEGY: experts as drawn evenly", *SOME_KERNELS)
+    offload = weight_offload(args)
+    if offload is not None and told.weight_offloading_disable_pin_memory:
+        yield Unmeasured(
+            "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY: copies timed as pinned memory's", *PAGED_COPIES
+        )
+    if offload is not None and offload.backend == "uva" and told.weight_offloading_disable_uva:
+        yield Unmeasured("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: copies timed as reads in place", *SOME_KERNELS)
 
 
 def _products(model: ModelSpec, args: EngineArgs) -> Iterator[Unmeasured]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from kvplan.engines.command import Command, read_command
 from kvplan.engines.environment import ACTS, environment_of, sort_out
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.resolve import resolve
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import Plan, estimate
 from kvplan.memory.serve_command import shell_command, yaml_config
 from kvplan.models.load import load_model
 from kvplan.models.weights import stage_spans
+from kvplan.profiles.step_times import make_step_times
 
 QWEN = "Qwen/Qwen3-32B"
 
@@ -109,7 +113,11 @@ def test_a_pasted_command_takes_its_variables() -> None:
 @pytest.mark.parametrize("name", ACTS)
 def test_what_is_printed_starts_the_same(name: str) -> None:
     """In front of the command; in a file, as a line that says how to start it."""
-    said = "1" if name != "VLLM_PP_LAYER_PARTITION" else "30,34"
+    words = {
+        "VLLM_PP_LAYER_PARTITION": "30,34",
+        "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random",
+    }
+    said = words.get(name, "1")
     args = EngineArgs(env=f"{name}={said}")
     printed = shell_command(QWEN, args)
     assert read_command(printed).args == args
@@ -123,6 +131,7 @@ def test_what_is_printed_starts_the_same(name: str) -> None:
         ("VLLM_USE_V2_MODEL_RUNNER=maybe", "vLLM reads a whole number"),
         ("VLLM_PP_LAYER_PARTITION=a,b", "layers of each pipeline stage"),
         ("VLLM_PP_LAYER_PARTITON=1,2", "did you mean VLLM_PP_LAYER_PARTITION"),
+        ("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=zipf", "vLLM has uniform_random and normal_routing"),
         ("HF_TOKEN=x", "no variable that acts"),
     ],
 )
@@ -133,8 +142,78 @@ def test_what_cannot_be_read_is_refused(env: str, why: str) -> None:
 
 def test_every_other_variable_is_listed() -> None:
     """None is dropped in silence."""
-    names = ["CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND"]
+    names = ["CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "VLLM_ATTENTION_BACKEND", "VLLM_ROCM_FP8_PADDING"]
     unplanned, unaffected = sort_out([*names, *ACTS])
     assert unaffected == names[:2]
     assert [told.split(" ")[0] for told in unplanned] == sorted(names[2:])
     assert isinstance(read_command("vllm serve m"), Command)
+
+
+INVARIANT = "VLLM_BATCH_INVARIANT=1"
+
+
+def test_kernels_that_do_not_depend_on_the_batch() -> None:
+    """Others than the usual, no states, and no prefix caching with Triton's latents (vLLM 0.32 `mla_attention.py`)."""
+    usual, told = (estimate("Qwen/Qwen3-8B", "b200", env=env) for env in (None, INVARIANT))
+    assert [p.shape.attention_backends for p in (usual, told)] == [("FLASHINFER",), ("FLASH_ATTN",)]
+    shape: dict[str, Any] = {"tensor_parallel_size": 8}
+    hopper, blackwell = (
+        estimate("deepseek-ai/DeepSeek-V3", gpu, env=INVARIANT, **shape) for gpu in ("h200", "b200")
+    )
+    assert (hopper.shape.attention_backends, hopper.args.enable_prefix_caching) == (("FLASH_ATTN_MLA",), True)
+    assert (blackwell.shape.attention_backends, blackwell.args.enable_prefix_caching) == (
+        ("TRITON_MLA",),
+        False,
+    )
+    with pytest.raises(KvplanError, match="no kernel of the states"):
+        plan("Qwen/Qwen3-Next-80B-A3B-Instruct", INVARIANT, tensor_parallel_size=4)
+    with pytest.raises(KvplanError, match="batch invariance not supported"):
+        estimate("deepseek-ai/DeepSeek-V3.2", "h200", env=INVARIANT, **shape)
+
+
+def test_logits_of_an_indexer() -> None:
+    """The profile run makes room for so many MiB at once (vLLM 0.32 `layers/sparse_attn_indexer.py`)."""
+    flags: dict[str, Any] = {"tensor_parallel_size": 8, "max_num_seqs": 64}
+    rows = [
+        estimate("deepseek-ai/DeepSeek-V3.2", "h200", env=f"VLLM_SPARSE_INDEXER_MAX_LOGITS_MB={mb}", **flags)
+        for mb in (4096, 8192)
+    ]
+    small, large = (row.budget.activation.size.value for row in rows)
+    assert large - small == 4096 << 20
+    assert "logits of an indexer" in rows[0].budget.activation.why
+    dense = [plan(env=f"VLLM_SPARSE_INDEXER_MAX_LOGITS_MB={mb}").budget.kv for mb in (512, 8192)]
+    assert dense[0] == dense[1]
+
+
+def test_a_larger_workspace_of_flashinfer() -> None:
+    """By the bytes above vLLM's 394 MiB, where FlashInfer serves at all."""
+    env = f"VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE={2 << 30}"
+    for backend, more in (("FLASHINFER", (2 << 30) - (394 << 20)), ("FLASH_ATTN", 0)):
+        usual, told = (plan(env=e, attention_backend=backend).budget.runtime.size for e in (None, env))
+        assert (told.value - usual.value, told.high - usual.high, told.low - usual.low) == (more, more, 0)
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "said"),
+    [
+        ("VLLM_BATCH_INVARIANT=1", {}, "VLLM_BATCH_INVARIANT"),
+        ("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA=1", {"cpu_offload_gb": 4}, "DISABLE_UVA"),
+        ("VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY=1", {"cpu_offload_gb": 4}, "DISABLE_PIN_MEMORY"),
+        ("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=normal_routing", {}, "ROUTING_SIMULATION"),
+    ],
+)
+def test_kernels_that_nobody_measured_are_doubts(env: str, flags: dict[str, Any], said: str) -> None:
+    model, gpu = load_model("Qwen/Qwen3-30B-A3B"), get_gpu("h200")
+    usual, told = (
+        make_step_times(model, gpu, resolve(EngineArgs(env=e, **flags), model, gpu)) for e in (None, env)
+    )
+    assert said in str(told.doubt)
+    assert told.doubt.high > usual.doubt.high
+    assert said not in str(usual.doubt)
+
+
+def test_what_does_not_go_with_variables() -> None:
+    with pytest.raises(KvplanError, match="SimpleCPUOffloadConnector is not planned"):
+        plan(env="VLLM_USE_SIMPLE_KV_OFFLOAD=1", kv_offloading_size=8)
+    assert plan(env="VLLM_USE_SIMPLE_KV_OFFLOAD=1").budget.kv == plan().budget.kv
+    assert sort_out(["VLLM_RANDOMIZE_DP_DUMMY_INPUTS"]) == ([], ["VLLM_RANDOMIZE_DP_DUMMY_INPUTS"])
