@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import KERNELS, sort_out
 from kvplan.engines.flags import EngineArgs, as_count
@@ -39,13 +40,10 @@ from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
     "scheduler-cls": "a scheduler of one's own",
-    "mm-encoder-attn-backend": "the tower's attention: profiled as the default's kernels",
-    "mm-encoder-attn-dtype": "the tower's attention: profiled in 16 bits",
     **dict.fromkeys(
         ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
         KERNELS,
     ),
-    "ec-transfer-config": "an encoder in an engine of its own",
     "pooler-config": POOLING,
     "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
@@ -183,6 +181,8 @@ def _about(flag: str, value: Any, negated: bool | None) -> str:
     """What a flag changes that is not planned; empty for all others."""
     if flag == "kv-transfer-config" and connector_of(value) not in (None, "OffloadingConnector"):
         return f"connector {connector_of(value)}"
+    if flag == "ec-transfer-config" and (own := own_connector(value)):
+        return f"connector {own}, code of one's own"
     if flag in NOT_PLANNED and negated is None:
         return NOT_PLANNED[flag]
     return about_value(flag, value)

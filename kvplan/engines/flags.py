@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from kvplan.engines.compilation_config import compilation_text
+from kvplan.engines.ec_transfer import ec_transfer_text
 from kvplan.engines.engram import engram_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.eplb import eplb_text
@@ -60,6 +61,11 @@ def as_length(value: Any) -> Any:
 def as_backend(value: Any) -> Any:
     """A backend's name in capitals, as vLLM looks it up (`AttentionBackendEnum[name.upper()]`)."""
     return value.upper() if isinstance(value, str) else value
+
+
+def as_kernels(value: Any) -> Any:
+    """A backend's name, or none of one's own."""
+    return as_backend(as_none(value))
 
 
 def as_none(value: Any) -> Any:
@@ -245,6 +251,17 @@ class EngineArgs(Config):
     """Start without running the tower on the largest images, so without memory for that."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
     """weights: the tower is cut like the model; data: each rank holds it whole and runs its own images."""
+    mm_encoder_attn_backend: Annotated[str | None, BeforeValidator(as_kernels)] = None
+    """Kernels of the tower's attention, e.g. FLASH_ATTN or FLASHINFER; None = the best the GPU allows."""
+    mm_encoder_attn_dtype: Annotated[Literal["fp8"] | None, BeforeValidator(as_none)] = None
+    """fp8: the tower's attention in 8 bits, FLASHINFER's on Blackwell, ROCM_AITER_FA's on MI300 and MI350."""
+    mm_encoder_only: bool = False
+    """An engine of the tower alone, without KV: refused, with what it takes instead."""
+    mm_processor_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where items are made ready: cuda, on the GPU, is for an encoder's own engine alone."""
+    ec_transfer_config: Annotated[str | None, BeforeValidator(ec_transfer_text)] = None
+    """An encoder in an engine of its own, as vLLM's JSON: a consumer of ECMooncakeConnector's keeps ec_buffer_size
+    bytes on each GPU; an ec_producer has no KV."""
     mm_ipc_gpu_memory_gb: Annotated[float, Field(ge=0, le=1e5)] = 0.0
     """GiB of each GPU kept from the KV pool for videos that API servers decode there."""
     enable_return_routed_experts: bool = False

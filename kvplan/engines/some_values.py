@@ -14,7 +14,6 @@ IDLE_VALUES = {
     "model-impl": (("auto", "vllm"), "another implementation of the model"),
     "nnodes": (("1",), "links between machines"),
     "renderer-num-workers": (("1",), "prompts made tokens by several threads"),
-    "mm-processor-device": (("auto", "cpu"), "images made ready on the GPU"),
 }
 """Flag -> the values that change nothing, and what all others are about."""
 
@@ -63,10 +62,6 @@ def in_vain(told: Mapping[str, Any]) -> list[str]:
 
 def check_together(told: Mapping[str, Any]) -> None:
     """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
-    if told.get("mm-encoder-only"):
-        raise KvplanError(
-            "--mm-encoder-only: an engine of the encoder alone keeps no KV, so there is none to plan"
-        )
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
     counted = few.isdecimal() and most.isdecimal()
     if told.get("enable-lora") is True and counted and int(few) < int(most):

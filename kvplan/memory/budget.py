@@ -16,6 +16,7 @@ from math import ceil, hypot
 from typing import Literal
 
 from kvplan.engines.draft_kinds import READ_STATES
+from kvplan.engines.ec_transfer import ec_transfer
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.engines.mm_limits import unused_towers
 from kvplan.engines.rank_weights import weights_of_stages
@@ -28,6 +29,7 @@ from kvplan.memory.expert_balance import eplb_bytes
 from kvplan.memory.kv.checks import model_dtype
 from kvplan.memory.kv.pages import hidden_states_kept
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
+from kvplan.memory.tower_attention import workspace_bytes
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
 from kvplan.models.lora_classes import TOWERS_ASKED, UNASKED, WITH_TOWERS
@@ -122,9 +124,11 @@ def make_budget(
         *_prompt_embeds(model, args),
         *_eplb(model, args, stage),
         *_videos(model, args),
+        *_tower_workspace(model, args),
         *(_colocated_row(c) for c in colocated),
     )
     others += (*_draft_logits(model, args, engine), *_extracted(model, args)) if stage.is_last else ()
+    others += tuple(_received(args, engine)) if stage.is_first else ()
     weights = _weights(model, args, engine, loaded, learned, stage)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
@@ -371,6 +375,19 @@ def _videos(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
     if model.vision is not None and args.mm_ipc_gpu_memory_gb:
         size = int(args.mm_ipc_gpu_memory_gb * GiB)
         yield Row("mm_ipc", "decoding of videos", exact(size), "computed", "--mm-ipc-gpu-memory-gb")
+
+
+def _tower_workspace(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """What kernels of the tower's attention keep from loading on."""
+    if size := workspace_bytes(model, args):
+        why = f"--mm-encoder-attn-backend {args.mm_encoder_attn_backend}"
+        yield Row("tower_workspace", "tower's workspace", exact(size), "computed", why)
+
+
+def _received(args: ResolvedArgs, engine: EngineVersion) -> Iterator[Row]:
+    """Where embeddings from an encoder's own engine arrive, registered before start-up profiles."""
+    if engine.engine == "vllm" and (size := ec_transfer(args.ec_transfer_config).buffer_bytes):
+        yield Row("ec_buffer", "buffer of embeddings", exact(size), "computed", "ec_buffer_size")
 
 
 def _draft_logits(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> tuple[Row, ...]:

@@ -36,6 +36,7 @@ from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget, with_stated_blocks
 from kvplan.memory.demand import Demand, trace_blocks
+from kvplan.memory.encoder_engines import check_encoder
 from kvplan.memory.graphs import attention_backends, engine_graphs
 from kvplan.memory.kernel_checks import check_kernels
 from kvplan.memory.kv.checks import check_sharding, offloads
@@ -201,6 +202,7 @@ def _memory(question: Question) -> _Memory:
         )
     _check_format(question, args)
     _check_fp8_blocks(question, args)
+    check_encoder(question.model, args, question.gpu, question.engine)
     if question.engine.engine == "vllm":
         check_kernels(question.model, args, question.gpu)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))

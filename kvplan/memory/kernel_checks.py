@@ -10,6 +10,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import SPLIT_EXCHANGES, attention_config, kernel_config
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
+from kvplan.memory.tower_attention import check_tower_attention
 from kvplan.models.spec import AttentionKind, ModelSpec
 
 ON_AMD = frozenset({"aiter", "aiter_mega_moe", "aiter_triton_mxfp4_bf16", "flydsl", "rdna3"})
@@ -43,6 +44,7 @@ def check_kernels(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:
     _check_micro_batches(model, args)
     _check_states(model, args, gpu)
     _check_attention(args, gpu)
+    check_tower_attention(model, args, gpu)
 
 
 def _check_experts(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:

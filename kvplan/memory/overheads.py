@@ -25,6 +25,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, MiB, gib
 from kvplan.memory.exchange_buffers import batched_workspace, exchange_bytes
 from kvplan.memory.graphs import attention_backends, engine_graphs
+from kvplan.memory.tower_attention import heads_width
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 
@@ -84,7 +85,7 @@ def estimate_overheads(
     logits = _scaled(rows * model.vocab_size, per_logit)
     sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if stage.is_last else NOTHING
     forward = _scaled(forward_bytes(model, args, profile, stage), profile.forward_scale) + exact(kept)
-    tower, of_tower = _tower(model, args, profile, stage)
+    tower, of_tower = _tower(model, args, gpu, profile, stage)
     indexer = (
         exact(kept + indexer_moment(model, args, profile, stage)) if engine.is_vllm(*INDEXED) else NOTHING
     )
@@ -216,7 +217,7 @@ def _words_of_sizes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile
 
 
 def _tower(
-    model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: Stage
 ) -> tuple[Range, Figure]:
     """The peak of profiling the vision tower, and the figure behind it."""
     if not _profiles_tower(model, args, profile, stage):
@@ -224,7 +225,7 @@ def _tower(
     from kvplan.memory.tower_profile import tower_bytes  # only for models that see: a cold start stays short
 
     assert model.vision is not None
-    known = tower_bytes(model.vision, args) if profile.vision_scale else None
+    known = tower_bytes(model.vision, args, heads_width(model, args, gpu)) if profile.vision_scale else None
     if known is None or profile.vision_scale is None:
         return _scaled(GiB, profile.vision_gib), profile.vision_gib
     return _scaled(known, profile.vision_scale), profile.vision_scale

@@ -22,6 +22,7 @@ from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
 from kvplan.memory.glm_items import glm_facts
 from kvplan.memory.item_sizes import idle_sizes, is_sized, media_frames, plans_sizes, states_sizes, told_facts
+from kvplan.memory.tower_attention import WIDTH
 from kvplan.models.spec import VisionSpec
 from kvplan.models.towers.kinds import most_items
 
@@ -244,8 +245,11 @@ def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:
     return 2 * (pixels + max(args.max_num_batched_tokens, largest.tokens) * hidden)
 
 
-def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
-    """Peak of profiling the tower on one rank; None for towers whose largest item is not known."""
+def tower_bytes(vision: VisionSpec, args: ResolvedArgs, attention: float = WIDTH) -> int | None:
+    """Peak of profiling the tower on one rank; None for towers whose largest item is not known.
+
+    `attention`: widths of the heads that its kernels keep alive.
+    """
     largest, facts = largest_item(vision, args), dict(vision.facts)
     if largest is None:
         return None
@@ -253,7 +257,7 @@ def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
     tp = 1 if whole else args.tensor_parallel_size
     gated = vision.family in GATED or facts.get("gated")
     hidden, sides = vision["hidden"], 3 if gated else 2
-    widest = max(7 * hidden + facts.get("scores", 0), sides * vision["width"]) / tp
+    widest = max(attention * hidden + facts.get("scores", 0), sides * vision["width"]) / tp
     layers = 2 * hidden + widest + facts.get("kept", 0)
     patches = _num_patches(vision, args, largest)
     at_once = min(patches, facts.get("at_once", patches))

@@ -301,12 +301,13 @@ def _cohere2(k: Keys) -> dict[str, int]:
 
 
 def _moonvit3d(k: Keys) -> dict[str, int]:
-    return {**_moonvit(k), "qkv": k.count("qkv_hidden_size"), "heads": k.count("vt_num_attention_heads")}
+    return {**_moonvit(k), "qkv": k.count("qkv_hidden_size")}
 
 
 def _moonvit(k: Keys) -> dict[str, int]:
     grid = k.count("init_pos_emb_height", default=64) * k.count("init_pos_emb_width", default=64)
-    return {**_plain(k), "positions": grid, "merge": 4}
+    heads = k.count("num_attention_heads", "vt_num_attention_heads", default=16)
+    return {**_plain(k), "positions": grid, "merge": 4, "heads": heads}
 
 
 _READERS = {

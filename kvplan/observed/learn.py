@@ -20,6 +20,7 @@ from kvplan.memory.overheads import (
     sampler_inputs,
     second_runner,
 )
+from kvplan.memory.tower_attention import heads_width
 from kvplan.memory.tower_profile import tower_bytes
 from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool
@@ -257,8 +258,9 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = ""
 
 def _tower(plan: Plan) -> int | None:
     """Bytes that profiling the tower takes by its sizes; None where they are not known."""
-    vision = plan.question.model.vision
-    return tower_bytes(vision, plan.args) if vision else None
+    model = plan.question.model
+    width = heads_width(model, plan.args, plan.question.gpu)
+    return tower_bytes(model.vision, plan.args, width) if model.vision else None
 
 
 def _of_tower(plan: Plan, profile: MemoryProfile) -> str:
