@@ -106,7 +106,8 @@ def estimate_command(
         )
     engine = engine or (told.engine_asked if told else "vllm")
     card, args = cards(gpu, args)
-    spec = load_model(model, hub=hub, hf_overrides=overrides)
+    elsewhere = told.hf_config_path if told else ""
+    spec = load_model(model, hub=hub, hf_overrides=overrides, hf_config_path=elsewhere)
     plan = estimate(
         spec, priced(card, price_per_hour), args, engine=engine,
         demand=demand, entry_point=entry_point, colocate=colocated,
@@ -120,7 +121,7 @@ def estimate_command(
     own = [f"--colocate={role}={name}" for role, name in colocated.items()]
     own += [f"--profile={profile}"] if profile else []
     own += [f"--engine={engine}", f"--entry-point={entry_point}", *(["--hub"] if hub else [])]
-    is_whole = not overrides  # else no line of our own flags says the same
+    is_whole = not overrides and not elsewhere  # else no line of our own flags says the same
     document = plan.to_dict(options)
     document["what_would_fit"] = [
         option.to_dict()

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import KERNELS, sort_out
-from kvplan.engines.flags import EngineArgs, as_count
+from kvplan.engines.flags import EngineArgs, as_count, as_none
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.shell_words import image_version, start_of, words_of
@@ -47,7 +47,6 @@ NOT_PLANNED = {
     "pooler-config": POOLING,
     "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
-    "hf-config-path": "a config from elsewhere",
     **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
     **dict.fromkeys(
         ("logits-processors", "worker-cls", "worker-extension-cls", "model-class-overrides"),
@@ -69,6 +68,8 @@ class Command:
     draft: str = ""
     """The model that drafts."""
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    hf_config_path: str = ""
+    """Where the config lies, if not beside the model."""
     no_effect: tuple[str, ...] = ()
     """Flags, and variables, that do not change the plan."""
     not_planned: tuple[str, ...] = ()
@@ -138,6 +139,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         args=_args(fields),
         draft=draft,
         hf_overrides=object_of(told.acting.get("hf-overrides"), "hf-overrides"),
+        hf_config_path=as_none(told.acting.get("hf-config-path")) or "",
         no_effect=tuple(dict.fromkeys(told.unaffected + idle)),
         not_planned=tuple(dict.fromkeys(told.unplanned + changing)),
         environment=environment,
@@ -203,6 +205,7 @@ ACTS = {
         "spec-model",
         "spec-tokens",
         "hf-overrides",
+        "hf-config-path",
     ),
 }
 """Flags that act on the plan."""

@@ -79,9 +79,11 @@ def with_length(args: EngineArgs, demand: Demand) -> EngineArgs:
 
 
 def model_flags(model: ModelSpec, engine: Engine) -> Flags:
-    """What was laid over the model's config, in the engine's words; TensorRT-LLM's command line has none."""
+    """Where the model's config was read and what was laid over it, in the engine's words; TensorRT-LLM has none."""
     word = {"vllm": "hf-overrides", "sglang": "json-model-override-args"}.get(engine)
-    return {word: json.loads(model.hf_overrides)} if word and model.hf_overrides else {}
+    laid = {word: json.loads(model.hf_overrides)} if word and model.hf_overrides else {}
+    read = {"hf-config-path": model.hf_config_path} if engine == "vllm" and model.hf_config_path else {}
+    return read | laid
 
 
 def shell_command(

@@ -22,19 +22,52 @@ __all__ = ["aliases", "bundled_models", "find_bundled", "from_config", "load_mod
 
 
 def load_model(
-    name_or_path: str | Path, *, hub: bool = False, hf_overrides: Mapping[str, object] | None = None
+    name_or_path: str | Path,
+    *,
+    hub: bool = False,
+    hf_overrides: Mapping[str, object] | None = None,
+    hf_config_path: str = "",
 ) -> ModelSpec:
     """Find a model by bundled name, config.json file, folder, or (with `hub`) Hugging Face repo id.
 
     Bundled names ignore case and may leave out the organisation; one with an organisation is that name or a listed
     alias, never another publisher's. An alias keeps its name, and `planned_as` says whose config it is planned with.
-    The network is used only with `hub=True`. `hf_overrides` are laid over the config, as vLLM lays its flag's.
+    The network is used only with `hub=True`. `hf_overrides` are laid over the config, as vLLM lays its flag's;
+    `hf_config_path` is read in the place of the model's own, which then need not be known.
 
     Raises:
         KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
     """
-    found = _load(str(name_or_path), hub, hf_overrides or {})
+    if hf_config_path:
+        found = _described_by(str(name_or_path), hf_config_path, hub, hf_overrides or {})
+    else:
+        found = _load(str(name_or_path), hub, hf_overrides or {})
     return replace(found, hf_overrides=json.dumps(hf_overrides)) if hf_overrides else found
+
+
+def _described_by(text: str, config: str, hub: bool, hf_overrides: Mapping[str, object]) -> ModelSpec:
+    """Weights of one checkpoint under the config of another; of a GGUF file, in its type.
+
+    Source: vLLM 0.32 `config/model.py: get_config(self.hf_config_path or self.model)`.
+    """
+    if not text.strip():
+        raise KvplanError("no model named beside --hf-config-path")
+    try:
+        found = _load(config, hub, {**_gguf_format(text), **hf_overrides})
+    except KvplanError as error:
+        raise KvplanError(f"--hf-config-path {error}") from None
+    return replace(found, name=text, hf_config_path=config)
+
+
+def _gguf_format(text: str) -> Mapping[str, object]:
+    """`quantization_config` of a GGUF file, or of one that a name speaks of; nothing for other models."""
+    path = Path(os.path.expanduser(text))
+    if path.suffix.casefold() == ".gguf" and path_exists(path):
+        from kvplan.models.gguf import gguf_config
+
+        return {"quantization_config": gguf_config(path)["quantization_config"]}
+    named = None if path_exists(path) else _gguf_type(text)
+    return {"quantization_config": {"quant_method": "gguf", "file_type": named[1]}} if named else {}
 
 
 def _load(text: str, hub: bool, hf_overrides: Mapping[str, object]) -> ModelSpec:
@@ -69,16 +102,22 @@ def _load(text: str, hub: bool, hf_overrides: Mapping[str, object]) -> ModelSpec
 
 def _named_gguf(text: str, overrides: Mapping[str, object]) -> ModelSpec | None:
     """A bundled model in a GGUF type that stands in a name: `publisher/Model-GGUF:Q4_K_M`, `Model-Q4_K_M.gguf`."""
+    named = _gguf_type(text)
+    base = find_bundled(named[0].rpartition("/")[2]) if named else None
+    if named is None or base is None:
+        return None
+    kept = {key: value for key, value in _read_bundled(base).items() if key != "quantization_config"}
+    kept |= {"quantization_config": {"quant_method": "gguf", "file_type": named[1]}}
+    model = from_config(overlaid(kept, overrides), text, f"bundled: {kept.get('_source', 'unknown')}")
+    return replace(model, planned_as=base.stem.replace("--", "/"))
+
+
+def _gguf_type(text: str) -> tuple[str, str] | None:
+    """(model, type) of a name that speaks of a GGUF file."""
     found = re.fullmatch(r"(.+?)(?:-GGUF)?[:.-](?:UD-)?([A-Z0-9_]+?)(?:_XL)?(?:\.gguf)?", text, re.IGNORECASE)
     if found is None or found[2].upper() not in GGUF_BITS or not re.search(r"gguf|:", text, re.IGNORECASE):
         return None
-    base = find_bundled(found[1].rpartition("/")[2])
-    if base is None:
-        return None
-    kept = {key: value for key, value in _read_bundled(base).items() if key != "quantization_config"}
-    kept |= {"quantization_config": {"quant_method": "gguf", "file_type": found[2].upper()}}
-    model = from_config(overlaid(kept, overrides), text, f"bundled: {kept.get('_source', 'unknown')}")
-    return replace(model, planned_as=base.stem.replace("--", "/"))
+    return found[1], found[2].upper()
 
 
 def bundled_models() -> tuple[str, ...]:

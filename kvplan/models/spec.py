@@ -380,6 +380,8 @@ class ModelSpec:
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
     hf_overrides: str = ""
     """What was laid over the config, as JSON."""
+    hf_config_path: str = ""
+    """Where its config was read, if not beside its weights (vLLM's flag)."""
 
     def __hash__(self) -> int:
         """Of what tells models apart; layers and the quantization's mapping are left to comparison."""
@@ -411,7 +413,11 @@ class ModelSpec:
     @property
     def path(self) -> str:
         """What an engine loads it by: its folder or file, or its name."""
-        if self.source in ("", "config.json") or self.source.startswith(("bundled:", "hub:")):
+        if (
+            self.hf_config_path
+            or self.source in ("", "config.json")
+            or self.source.startswith(("bundled:", "hub:"))
+        ):
             return self.name
         return self.source.removesuffix("/config.json") or "/"
 

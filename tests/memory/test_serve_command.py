@@ -13,6 +13,7 @@ import yaml
 
 from kvplan.engines.command import read_command
 from kvplan.engines.flags import EngineArgs
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
 from kvplan.memory.serve_command import yaml_config
@@ -66,7 +67,7 @@ def folder(path: Path, config: dict[str, Any]) -> str:
 def again(text: str) -> Plan:
     """The plan of a printed command."""
     told = read_command(text)
-    model = load_model(told.model, hf_overrides=told.hf_overrides)
+    model = load_model(told.model, hf_overrides=told.hf_overrides, hf_config_path=told.hf_config_path)
     return estimate(model, "h100", told.args, colocate={"draft": told.draft} if told.draft else {})
 
 
@@ -84,6 +85,30 @@ def test_a_printed_command_starts_the_same_plan(method: str, tmp_path: Path) -> 
         assert read.question == plan.question, plan.serve_command
         assert read.budget == plan.budget
         assert read.layout == plan.layout
+
+
+def test_a_config_from_elsewhere_is_read_and_named(tmp_path: Path) -> None:
+    """vLLM reads it in the place of the model's own (`config/model.py`): a name, a folder, what is laid over it."""
+    elsewhere = folder(tmp_path / "a config", LLAMA)
+    for path, laid in product((elsewhere, "Qwen/Qwen3-8B"), OVERRIDES):
+        model = load_model("someone/finetune", hf_config_path=path, hf_overrides=laid)
+        plan = estimate(model, "h100", EngineArgs(max_model_len=2048))
+        assert plan.budget == estimate(load_model(path, hf_overrides=laid), "h100", max_model_len=2048).budget
+        assert plan.serve_command.startswith("vllm serve someone/finetune ")
+        assert again(plan.serve_command).question == plan.question
+
+
+def test_a_gguf_file_under_a_config_keeps_its_type() -> None:
+    """Its weights are what the file holds, whatever the checkpoint's config says of theirs."""
+    four = load_model("Qwen3-8B-GGUF:Q4_K_M")
+    told = load_model("me/mine-GGUF:Q4_K_M", hf_config_path="Qwen/Qwen3-8B")
+    assert told.quantization == four.quantization
+    assert estimate(told, "h100").budget.weights.size == estimate(four, "h100").budget.weights.size
+
+
+def test_a_config_that_is_nowhere_is_one_line() -> None:
+    with pytest.raises(KvplanError, match="--hf-config-path 'some/where': not a bundled model"):
+        load_model("Qwen/Qwen3-8B", hf_config_path="some/where")
 
 
 def test_a_class_of_ones_own_is_kept() -> None:
