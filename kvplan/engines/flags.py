@@ -104,6 +104,8 @@ class EngineArgs(Config):
     """Qwen4Exp: tensor-parallel ranks split the tokens where residual streams mix; timed and counted as without."""
     api_server_count: Maybe[Degree] = None
     """API server processes before all data-parallel replicas (-asc); None = as many as those."""
+    renderer_num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Threads of each that make prompts tokens; at the slow end of times they gain nothing."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
     enable_eplb: bool = False

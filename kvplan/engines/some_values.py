@@ -13,7 +13,6 @@ IDLE_VALUES = {
     "convert": (("auto", "none"), POOLING),
     "model-impl": (("auto", "vllm"), "another implementation of the model"),
     "nnodes": (("1",), "links between machines"),
-    "renderer-num-workers": (("1",), "prompts made tokens by several threads"),
 }
 """Flag -> the values that change nothing, and what all others are about."""
 

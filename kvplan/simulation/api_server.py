@@ -11,7 +11,9 @@ vLLM's code (0.32) says how it runs, and that it never holds an engine's steps b
 
 Work is done in order of arrival: a request's, and a step's outputs. Inside a run of decode steps the backlog has a
 closed form, exact in whole ticks, so that leaping and stepping agree. Processes share the work evenly; a request's own
-is done by one. Of a step's pieces all are taken to leave as the middle one does.
+is done by one. Of a step's pieces all are taken to leave as the middle one does. With several workers a process makes
+as many prompts tokens at a time (`renderers/base.py`, each with a tokenizer of its own): one takes as long as ever, the
+queue behind it gets shorter. At the slow end they are taken to wait for one interpreter's lock, and gain nothing.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ class ApiServerTimes(NamedTuple):
     """Hops that nobody queues for, per request."""
     share: float = 1.0
     """Engines per process: by how much a request's work occupies this engine's queue."""
+    workers: int = 1
+    """Threads of a process that make prompts tokens beside each other (--renderer-num-workers)."""
 
     @property
     def takes_time(self) -> bool:
         """Whether there is anything to simulate."""
-        return any(self[:-1])
+        return any(self[:-2])
 
     def is_late(self, num_streams: int, step: int) -> bool:
         """Whether a round of sending takes longer than a step, so that tokens leave several at once."""
@@ -124,12 +128,12 @@ class ApiServers:
 
     def receive(self, num_prompt_tokens: int, now: int) -> int:
         """Take in a request; return the ticks until the engine gets it."""
-        own = self.times.request + self.times.prompt_token * num_prompt_tokens
-        load = round(own * self.times.share)
+        request, prompt = self.times.request, self.times.prompt_token * num_prompt_tokens
+        load = round((request + prompt / self.times.workers) * self.times.share)
         waits = max(0, self.behind - (now - self.at))
         self.behind, self.at = waits + load, now
         self.asked += load
-        return waits + own + self.times.latency
+        return waits + request + prompt + self.times.latency
 
     def give(self, num_outputs: int, ticks: int, slope: int, count: int, end: int) -> None:
         """`count` steps went by, each with so many sequences' outputs; the last one ends at `end`."""

@@ -355,6 +355,7 @@ def api_times(
         send=ticks("send_us", 1e-6, share / args.stream_interval),
         latency=ticks("latency_ms", 1e-3),
         share=share,
+        workers=1 if end == "high" or deployment.sglang is not None else args.renderer_num_workers,
     )
 
 

@@ -467,7 +467,6 @@ def test_no_drafts_at_all_are_refused() -> None:
         ("convert", "none", "embed"),
         ("model-impl", "vllm", "transformers"),
         ("nnodes", "1", "2"),
-        ("renderer-num-workers", "1", "4"),
     ],
 )
 def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:

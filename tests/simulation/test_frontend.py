@@ -151,6 +151,31 @@ def test_several_servers_share_the_streams() -> None:
     assert work[0] == pytest.approx(2 * work[1])
 
 
+def test_workers_share_the_prompts_and_a_prompt_takes_as_long() -> None:
+    """Ten prompts at once: one worker makes them one by one; with two, half of each waits in the queue behind. The
+    wait of all is that of the queue, each prompt's own 40 ms stay."""
+    load = {
+        "num_requests": 10,
+        "prompt": 1000,
+        "answer": 2,
+        "arrivals": {"kind": "all_at_once"},
+    }
+    cost = {"per_1k_tokens_ms": 40}
+    one, two = (run(workload=load, engine={"renderer_num_workers": n}, frontend=cost) for n in (1, 2))
+    for found, behind in ((one, 40), (two, 20)):
+        entered = found.records["engine_arrival"] / (TICKS_PER_S / 1000)
+        assert sorted(entered) == pytest.approx([40 + behind * i for i in range(10)])
+    work = [(found.api_server_load or 0) * found.duration_s for found in (one, two)]
+    assert work[0] == pytest.approx(2 * work[1])
+
+
+def test_workers_gain_nothing_at_the_slow_end() -> None:
+    """Templates and Python beside the tokenizer wait for one interpreter's lock; SGLang has no such flag."""
+    asked = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "engine": {"renderer_num_workers": 4}}
+    setup = set_up(parse_scenario(asked))
+    assert [times.workers for times in (setup.api_ends[0], setup.api, setup.api_ends[1])] == [4, 4, 1]
+
+
 def test_a_client_comes_back_when_it_has_its_last_token() -> None:
     """A closed loop of one: every round takes longer by what its last token takes to get out."""
     loop = {
