@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kvplan.engines.compilation_config import compilation_text
+from kvplan.engines.ec_transfer import ec_transfer_text
 from kvplan.engines.engram import engram_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.generation import generation_text
@@ -103,6 +104,7 @@ _MEDIA = re.compile(r"media[-_]io[-_]kwargs\W{1,4}(?=\{)")
 _ATTENTION = re.compile(r"attention[-_]config\W{1,4}(?=\{)")
 _KERNELS = re.compile(r"kernel[-_]config\W{1,4}(?=\{)")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
+_EMBEDDINGS = re.compile(r"ec[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
 def read_flags(line: str, engine: str) -> dict[str, object]:
@@ -119,6 +121,7 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             )
     objects = {
         "kv_transfer_config": _object(_TRANSFER, line, kv_transfer_text),
+        "ec_transfer_config": _object(_EMBEDDINGS, line, ec_transfer_text),
         "speculative_config": _object(_SPECULATION, line, _acting),
         "limit_mm_per_prompt": _limits(line),
         "eplb_config": _flat(line, _EPLB, eplb_text),
