@@ -221,6 +221,8 @@ class EngineArgs(Config):
     """Quantise on load (e.g. fp8); None = as the checkpoint says."""
     quantization_config: Annotated[str | None, BeforeValidator(quantization_text)] = None
     """What of it, as vLLM's JSON: {"moe": "fp8_per_block", "ignore": ["re:.*shared_expert.*"]}, or by targets."""
+    model_impl: Literal["auto", "vllm", "transformers", "terratorch"] = "auto"
+    """Whose class runs the model: transformers, for text models that hold the same by it; timed as vLLM's own."""
     dtype: str = "auto"
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False

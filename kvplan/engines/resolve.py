@@ -8,6 +8,7 @@ from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, Resolved
 from kvplan.engines.kernel_flags import BATCHED_EXCHANGES, attention_config
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.mm_limits import unused_towers
+from kvplan.engines.model_impl import as_implemented
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.engines.speculative_config import speculation
@@ -22,6 +23,8 @@ def as_read_by(engine: EngineVersion, model: ModelSpec, args: EngineArgs) -> Mod
     """The model with the longest context that this engine's version reads from its config, and its rotary tables."""
     if args.disable_sliding_window and engine.engine == "vllm":
         model = _without_windows(model)
+    if engine.engine == "vllm":
+        model = as_implemented(model, args)
     if engine.engine != "vllm" or engine.is_vllm(0, 32):
         return model
     rotary = model.rotary_until_0_31 or model.rotary

@@ -11,7 +11,6 @@ POOLING = "an engine that embeds or scores"
 IDLE_VALUES = {
     "runner": (("auto", "generate"), POOLING),
     "convert": (("auto", "none"), POOLING),
-    "model-impl": (("auto", "vllm"), "another implementation of the model"),
     "nnodes": (("1",), "links between machines"),
 }
 """Flag -> the values that change nothing, and what all others are about."""

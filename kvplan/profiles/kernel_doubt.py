@@ -51,6 +51,8 @@ def kernel_doubts(
     if args.enable_lora:
         yield Unmeasured("--enable-lora: adapters' own kernels are not timed", *WITH_ADAPTERS)
     yield from _variables(model, args)
+    if args.model_impl == "transformers":
+        yield Unmeasured("--model-impl transformers: timed as vLLM's own class", *SOME_KERNELS)
     yield from _products(model, args)
     yield from _attention(model, args, major)
     yield from _states(model, args)

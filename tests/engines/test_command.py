@@ -465,7 +465,6 @@ def test_no_drafts_at_all_are_refused() -> None:
     [
         ("runner", "generate", "pooling"),
         ("convert", "none", "embed"),
-        ("model-impl", "vllm", "transformers"),
         ("nnodes", "1", "2"),
     ],
 )

@@ -163,6 +163,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
         {"max_model_len": 65536},
         '{"ec_connector": "ECMooncakeConnector", "ec_role": "ec_consumer"}',
     ),
+    "model_impl": (DENSE, {}, "transformers"),
     "enable_lora": (DENSE, {}, True),
     "max_loras": (DENSE, {"enable_lora": True}, 4),
     "specialize_active_lora": (DENSE, {"enable_lora": True, "max_loras": 4}, True),

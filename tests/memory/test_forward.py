@@ -602,6 +602,7 @@ SPOKEN: dict[str, Any] = {
     "quantization": "fp8",
     "quantization_config": '{"linear": "fp8_per_block"}',
     "dtype": "float16",
+    "model_impl": "transformers",
     "enforce_eager": True,
     "optimization_level": 1,
     "all2all_backend": "deepep_low_latency",

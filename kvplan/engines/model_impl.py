@@ -1,0 +1,73 @@
+"""`--model-impl`: vLLM's own class of a model, or the one of transformers with vLLM's layers in the place of its own.
+
+Under the latter a language model's weights and KV are mostly the same, but for rotary tables, which are not kept; a
+class without a plan for tensor parallelism is whole on each rank, towers too. Asked of vLLM 0.32 architecture by
+architecture (`fixtures/transformers_vllm_0.32.json`): those below are planned, others are refused in a line. Source:
+`models/transformers/base.py`, `models/registry.py: _try_resolve_transformers`, `models/terratorch.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvplan.engines.flags import EngineArgs
+from kvplan.ground.errors import KvplanError
+from kvplan.models.spec import ModelSpec
+
+_ALIKE = """
+AXK1ForCausalLM ArceeForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM
+CohereForCausalLM CwmForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM
+Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM Exaone4ForCausalLM ExaoneMoeForCausalLM
+FlexOlmoForCausalLM GPTBigCodeForCausalLM GPTNeoXForCausalLM Gemma2ForCausalLM
+Gemma3ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
+Glm4MoeLiteForCausalLM GlmForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM HYV3ForCausalLM
+HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM HyperCLOVAXForCausalLM Jais2ForCausalLM
+LagunaForCausalLM LlamaForCausalLM LongcatFlashForCausalLM MellumForCausalLM
+MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MixtralForCausalLM
+Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OlmoeForCausalLM Phi3ForCausalLM
+PhiForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
+SeedOssForCausalLM SmolLM3ForCausalLM StableLmForCausalLM Starcoder2ForCausalLM
+VaultGemmaForCausalLM
+"""
+ALIKE = frozenset(_ALIKE.split())
+"""Architectures whose weights and KV are the same by both."""
+_ON_ONE_RANK = """
+AfmoeForCausalLM DbrxForCausalLM GPT2LMHeadModel Gemma4ForCausalLM GptOssForCausalLM
+Lfm2ForCausalLM NemotronForCausalLM OPTForCausalLM
+"""
+ALIKE_ON_ONE_RANK = frozenset(_ON_ONE_RANK.split())
+"""Those that tensor parallelism cuts otherwise, or not at all."""
+
+
+def as_implemented(model: ModelSpec, args: EngineArgs) -> ModelSpec:
+    """The model as the implementation asked for holds it.
+
+    Raises:
+        KvplanError: one that vLLM does not start so, or whose weights or KV are others then.
+    """
+    if args.model_impl == "terratorch":
+        raise KvplanError(
+            "--model-impl terratorch: vLLM runs TerraTorch's models by it, which have no KV; leave it out"
+        )
+    if args.model_impl != "transformers":
+        return model
+    _check(model, args)
+    return replace(model, rotary=(), rotary_until_0_31=())
+
+
+def _check(model: ModelSpec, args: EngineArgs) -> None:
+    said, name = "--model-impl transformers", model.architecture
+    if str((model.quantization or {}).get("quant_method")) in ("mxfp4", "gpt_oss_mxfp4"):
+        raise KvplanError(f"{said}: vLLM's Transformers backend does not support MXFP4 yet")
+    if args.enable_lora:
+        raise KvplanError(f"{said}: not planned beside --enable-lora")
+    if name not in ALIKE | ALIKE_ON_ONE_RANK:
+        raise KvplanError(
+            f"{said}: planned where vLLM holds the same weights and KV as by its own class; of {name} it holds others,"
+            " or does not start it so"
+        )
+    if name not in ALIKE and args.tensor_parallel_size > 1:
+        raise KvplanError(
+            f"{said}: transformers' {name} is not cut over ranks as vLLM's is; planned on one rank alone"
+        )
