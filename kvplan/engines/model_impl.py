@@ -1,8 +1,9 @@
 """`--model-impl`: vLLM's own class of a model, or the one of transformers with vLLM's layers in the place of its own.
 
-Under the latter a language model's weights and KV are mostly the same, but for rotary tables, which are not kept; a
-class without a plan for tensor parallelism is whole on each rank, towers too. Asked of vLLM 0.32 architecture by
-architecture (`fixtures/transformers_vllm_0.32.json`): those below are planned, others are refused in a line. Source:
+Under the latter a language model's weights and KV are mostly the same, but for rotary tables, which are not kept, and
+routers, which are in 16 bits; a class without a plan for tensor parallelism is whole on each rank, towers too. Asked
+of vLLM 0.32 architecture by architecture (`fixtures/transformers_vllm_0.32.json`): those below are planned, others are
+refused in a line. Source:
 `models/transformers/base.py`, `models/registry.py: _try_resolve_transformers`, `models/terratorch.py`.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
-from kvplan.models.spec import ModelSpec
+from kvplan.models.spec import LayerSpec, ModelSpec
 
 _ALIKE = """
 AXK1ForCausalLM ArceeForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM
@@ -23,7 +24,7 @@ Gemma3ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
 Glm4MoeLiteForCausalLM GlmForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
 GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM HYV3ForCausalLM
 HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM HyperCLOVAXForCausalLM Jais2ForCausalLM
-LagunaForCausalLM LlamaForCausalLM LongcatFlashForCausalLM MellumForCausalLM
+LlamaForCausalLM LongcatFlashForCausalLM MellumForCausalLM
 MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MixtralForCausalLM
 Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OlmoeForCausalLM Phi3ForCausalLM
 PhiForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
@@ -33,11 +34,13 @@ VaultGemmaForCausalLM
 ALIKE = frozenset(_ALIKE.split())
 """Architectures whose weights and KV are the same by both."""
 _ON_ONE_RANK = """
-AfmoeForCausalLM DbrxForCausalLM GPT2LMHeadModel Gemma4ForCausalLM GptOssForCausalLM
+AfmoeForCausalLM DbrxForCausalLM GPT2LMHeadModel GptOssForCausalLM
 Lfm2ForCausalLM NemotronForCausalLM OPTForCausalLM
 """
 ALIKE_ON_ONE_RANK = frozenset(_ON_ONE_RANK.split())
 """Those that tensor parallelism cuts otherwise, or not at all."""
+FP32_ROUTERS = ("Ernie4_5",)
+"""Architectures whose class of transformers keeps its routers in 32 bits too (`_keep_in_fp32_modules`)."""
 
 
 def as_implemented(model: ModelSpec, args: EngineArgs) -> ModelSpec:
@@ -53,7 +56,15 @@ def as_implemented(model: ModelSpec, args: EngineArgs) -> ModelSpec:
     if args.model_impl != "transformers":
         return model
     _check(model, args)
-    return replace(model, rotary=(), rotary_until_0_31=())
+    model = replace(model, rotary=(), rotary_until_0_31=())
+    if model.architecture.startswith(FP32_ROUTERS):
+        return model
+    return replace(model, layers=tuple(_narrow_router(layer) for layer in model.layers))
+
+
+def _narrow_router(layer: LayerSpec) -> LayerSpec:
+    extras = (w._replace(itemsize=0) if w.name == "mlp.gate.idle" else w for w in layer.extras)
+    return replace(layer, mlp=replace(layer.mlp, router_itemsize=0), extras=tuple(extras))
 
 
 def _check(model: ModelSpec, args: EngineArgs) -> None:

@@ -30,7 +30,7 @@ def architecture(name: str) -> str:
 
 
 def alike(name: str, tp: str) -> bool:
-    """Whether vLLM holds the same by both, to a thousandth: gates and norms differ in a vector or two."""
+    """Whether vLLM holds the same by both, to a thousandth: routers differ in their bits, norms in a vector or two."""
     ours, own = TOLD[name].get(tp, {}), CASES[name]["vllm"].get(tp, {})
     if "error" in ours or "error" in own or not (ours and own):
         return False
@@ -50,7 +50,7 @@ def test_weights_and_kv_are_vllms_by_that_class(name: str) -> None:
         args = EngineArgs(model_impl="transformers", tensor_parallel_size=int(tp))
         model = as_implemented(from_config(CASES[name]["config"]), args)
         loaded = heaviest(weights_of_stages(model, args)).total - kept_twice(model, int(tp))
-        assert loaded == pytest.approx(told["weights"], rel=1e-3)
+        assert loaded == pytest.approx(told["weights"], rel=1e-4)
         assert told["rotary"] == 0
     assert alike(name, "1")
 
