@@ -60,6 +60,12 @@ def in_vain(told: Mapping[str, Any]) -> list[str]:
 
 def check_together(told: Mapping[str, Any]) -> None:
     """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
+    scales = [f"mm-encoder-fp8-scale-{end}path" for end in ("", "save-")]
+    stated = [flag for flag in scales if told.get(flag) is not None]
+    if stated and told.get("mm-encoder-attn-dtype") != "fp8":
+        raise KvplanError(f"--{stated[0]}: only with --mm-encoder-attn-dtype fp8")
+    if len(stated) > 1:
+        raise KvplanError(f"--{stated[1]}: not beside --{stated[0]}, scales to save are found as it runs")
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
     counted = few.isdecimal() and most.isdecimal()
     if told.get("enable-lora") is True and counted and int(few) < int(most):

@@ -53,6 +53,8 @@ def test_every_flag_acts_or_is_listed(name: str) -> None:
         with pytest.raises(KvplanError, match="only with --mamba-ssm-cache-dtype float16"):
             read_command(words)
         words += ["--mamba-ssm-cache-dtype", "float16"]
+    if name.startswith("mm-encoder-fp8-scale") and name.endswith("path"):
+        words += ["--mm-encoder-attn-dtype", "fp8"]
     told = read_command(words)
     listed = told.no_effect + tuple(flag.split(" ")[0] for flag in told.not_planned)
     assert listed == (f"--{name}",)
@@ -453,6 +455,17 @@ def test_sizes_of_items_are_read() -> None:
     ):
         with pytest.raises((KvplanError, ValueError), match=message):
             read_command(f"vllm serve m {flags}")
+
+
+def test_scales_of_towers_go_with_eight_bits_alone() -> None:
+    """vLLM 0.32 `config/multimodal.py: _validate_multimodal_config`; what they say changes no plan."""
+    path, save = "--mm-encoder-fp8-scale-path a.json", "--mm-encoder-fp8-scale-save-path b.json"
+    with pytest.raises(KvplanError, match="scale-path: only with --mm-encoder-attn-dtype fp8"):
+        read_command(f"vllm serve m {path}")
+    with pytest.raises(KvplanError, match="scale-save-path: not beside --mm-encoder-fp8-scale-path"):
+        read_command(f"vllm serve m --mm-encoder-attn-dtype fp8 {path} {save}")
+    told = read_command(f"vllm serve m --mm-encoder-attn-dtype fp8 {path}")
+    assert told.no_effect == ("--mm-encoder-fp8-scale-path",)
 
 
 def test_no_drafts_at_all_are_refused() -> None:
