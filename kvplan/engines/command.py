@@ -22,7 +22,7 @@ from kvplan.engines.flags import EngineArgs, as_count, as_none
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.shell_words import image_version, start_of, words_of
-from kvplan.engines.some_values import POOLING, about_value, check_together, in_vain
+from kvplan.engines.some_values import about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import (
@@ -44,7 +44,6 @@ NOT_PLANNED = {
         ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
         KERNELS,
     ),
-    "pooler-config": POOLING,
     "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
     **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),

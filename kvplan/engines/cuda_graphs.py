@@ -96,6 +96,8 @@ def _modes(args: EngineArgs, model: ModelSpec, told: CompilationFlags) -> tuple[
         mode = WITHOUT_PIECES.get(mode, mode)
     if told.mode == "STOCK_TORCH_COMPILE" and not breaks:
         return False, "NONE"
+    if mode.startswith("FULL") and args.runner == "pooling":
+        mode = "PIECEWISE"  # whose requests never decode (`config/vllm.py`)
     if model.encoded_tokens and mode != "NONE":
         mode = "FULL_DECODE_ONLY"
     return compiled, mode

@@ -33,6 +33,7 @@ from kvplan.engines.kernel_flags import (
 )
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text, processor_text
+from kvplan.engines.pooler_config import Convert, Runner, pooler_text
 from kvplan.engines.speculative_config import Method, speculation_text, with_own_fields
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError
@@ -326,6 +327,12 @@ class EngineArgs(Config):
     """Kernels of KDA's decodes."""
     sparse_indexer_topk_backend: TopkBackend = "auto"
     """Kernels that choose a sparse attention's tokens."""
+    runner: Runner = "auto"
+    """generate, or pooling: embed or score; auto: as the model's class does."""
+    convert: Convert = "auto"
+    """What a generating class is made into for pooling: embed, without LM head; classify, with a layer that scores."""
+    pooler_config: Annotated[str | None, BeforeValidator(pooler_text)] = None
+    """How it pools, as vLLM's JSON: {"pooling_type": "STEP"}; MEAN, CLS and STEP run whole prompts, and cache none."""
     env: Annotated[str | None, BeforeValidator(environment_text)] = None
     """vLLM's environment variables that act on the plan, NAME=VALUE parted by spaces: VLLM_PP_LAYER_PARTITION=30,34."""
 

@@ -9,6 +9,7 @@ from kvplan.engines.kernel_flags import BATCHED_EXCHANGES, attention_config
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.mm_limits import unused_towers
 from kvplan.engines.model_impl import as_implemented
+from kvplan.engines.pooling import as_served, pooling_defaults
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.engines.speculative_config import speculation
@@ -20,10 +21,11 @@ from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
 
 def as_read_by(engine: EngineVersion, model: ModelSpec, args: EngineArgs) -> ModelSpec:
-    """The model with the longest context that this engine's version reads from its config, and its rotary tables."""
-    if args.disable_sliding_window and engine.engine == "vllm":
-        model = _without_windows(model)
+    """The model with the longest context that this engine's version reads from its config, its rotary tables, and the
+    modules that it loads to generate, embed or score."""
     if engine.engine == "vllm":
+        model = as_served(model, args)
+        model = _without_windows(model) if args.disable_sliding_window else model
         model = as_implemented(model, args)
     if engine.engine != "vllm" or engine.is_vllm(0, 32):
         return model
@@ -69,6 +71,8 @@ def resolve(
     Raises KvplanError (a ValueError, as vLLM's) with the flag to turn.
     """
     version = parse_engine(engine) if isinstance(engine, str) else engine
+    if version.engine == "vllm":
+        args = args.model_copy(update=dict(pooling_defaults(model, args)))
     utilization = _utilization(args, version)
     max_model_len = _max_model_len(args, model)
     chunked = _chunked_prefill(args, model, version, max_model_len)

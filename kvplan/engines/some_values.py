@@ -7,10 +7,7 @@ from typing import Any
 
 from kvplan.ground.errors import KvplanError
 
-POOLING = "an engine that embeds or scores"
 IDLE_VALUES = {
-    "runner": (("auto", "generate"), POOLING),
-    "convert": (("auto", "none"), POOLING),
     "nnodes": (("1",), "links between machines"),
 }
 """Flag -> the values that change nothing, and what all others are about."""

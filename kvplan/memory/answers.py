@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
+from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
 from kvplan.engines.stages import Stage, stages_of
 from kvplan.engines.weight_offload import weight_offload
@@ -340,6 +341,9 @@ class Plan:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""
         engine, refusal, model = self.question.engine.engine, self.refusal, self.question.model
         stands_in = [f"{model.name} is planned as {model.planned_as}."] if model.planned_as else []
+        if self.args.runner == "pooling" and (pooling := find_pooling(model, self.args)):
+            whole = "" if pooling.splits_prompts else ": prompts run whole, none are cached"
+            stands_in.append(f"It {pooling}{whole}; a trace is a prompt, gone once it is read.")
         if newest := beyond_known(self.question.engine):
             stands_in.append(
                 f"{self.question.engine} is not known: planned by the rules of {newest}, the newest known."

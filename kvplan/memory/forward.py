@@ -184,6 +184,7 @@ class _Memory(NamedTuple):
 
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
+    _check_pooling(question, args)
     check_sharding(question.model, args)
     check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)
@@ -226,6 +227,20 @@ def _memory(question: Question) -> _Memory:
     if question.engine.engine == "vllm":
         _check_hit_places(shape, args)
     return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
+
+
+def _check_pooling(question: Question, args: ResolvedArgs) -> None:
+    """Refuse what has no meaning where no token is made."""
+    if args.runner != "pooling":
+        return
+    if args.num_speculative_tokens:
+        raise KvplanError(
+            "--num-speculative-tokens: an engine that pools makes no tokens, so none are drafted"
+        )
+    if question.demand.output_len:
+        raise KvplanError(
+            f"--output-len {question.demand.output_len:,}: an engine that pools makes no tokens; --input-len alone"
+        )
 
 
 def _check_hit_places(layout: Layout, args: ResolvedArgs) -> None:

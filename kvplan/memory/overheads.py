@@ -83,14 +83,17 @@ def estimate_overheads(
     per_logit = bytes_per_logit(model, args, profile)
     kept = kept_bytes(model, args, gpu, profile, stage)
     logits = _scaled(rows * model.vocab_size, per_logit)
-    sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if stage.is_last else NOTHING
+    sampler = logits + exact(kept + sampler_inputs(model, args, profile))
+    samples = f"sampler of {rows:,} x {model.vocab_size:,} logits"
+    if args.runner == "pooling":
+        sampler, samples = exact(kept + pooler_bytes(model, args)), f"pooler of {tokens:,} tokens"
     forward = _scaled(forward_bytes(model, args, profile, stage), profile.forward_scale) + exact(kept)
     tower, of_tower = _tower(model, args, gpu, profile, stage)
     indexer = (
         exact(kept + indexer_moment(model, args, profile, stage)) if engine.is_vllm(*INDEXED) else NOTHING
     )
     peaks = [
-        (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", per_logit),
+        (sampler if stage.is_last else NOTHING, samples, per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
         (indexer, "logits of an indexer", profile.forward_scale),
         (tower, _tower_words(model, args, profile, stage), of_tower),
@@ -191,6 +194,23 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
     if second_runner(model, args, profile):
         thresholds = 0
     return 2 * model.hidden_size * (tokens + rows) + thresholds
+
+
+def pooler_bytes(model: ModelSpec, args: ResolvedArgs) -> int:
+    """Bytes that are live when start-up pools a step of max_num_batched_tokens: states, and what becomes of them.
+
+    Reward models of two layers hold the states in the scores' dtype, the first layer's answer and what of it is
+    positive; embeddings stay, as wide as the states, in float32, until all requests have theirs; other scores are few.
+    Source: vLLM 0.32 `v1/worker/gpu/pool/pooling_runner.py`, `model_executor/layers/pooler/tokwise/heads.py`,
+    `model_executor/models/qwen2_rm.py`.
+    """
+    per_token, size = 2 * model.hidden_size, model.score_itemsize
+    if len(model.score_head) == 2:
+        inner = model.score_head[0] // args.tensor_parallel_size
+        per_token += size * (model.hidden_size + 2 * inner)
+    elif not model.score_head:
+        per_token += size * model.hidden_size
+    return args.max_num_batched_tokens * per_token
 
 
 def _profiles_tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> bool:

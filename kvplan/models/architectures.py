@@ -37,6 +37,7 @@ from kvplan.models.names import (
     TEXT_SECTIONS,
     UNHELD,
 )
+from kvplan.models.pooling import check_encoder, head_itemsize, num_labels, pooled_class, score_widths
 from kvplan.models.rope import (
     SHORT_MROPE,
     check_rope,
@@ -158,6 +159,9 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     **{name: row.build for name, row in ROWS.items()},
 }
 """vLLM's architecture names; what is not here is refused."""
+KNOWN = frozenset({*BUILDERS, *TEXT_OF})
+SENTENCES = "_sentence_pooling"
+"""Key for how the checkpoint's sentence-transformers modules pool, which stand beside its config."""
 
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -228,6 +232,9 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     """
     outer = Keys(name, config)
     architecture = find_architecture(outer)
+    check_encoder(outer, architecture)
+    named, (architecture, pools) = architecture, pooled_class(architecture, KNOWN)
+    pools = pools or ("embed" if SENTENCES in outer else "")
     if architecture in BODIES_OF_EAGLE3 and "draft_vocab_size" in outer:
         architecture = f"Eagle3{architecture}"
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
@@ -242,6 +249,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     if row is None and not known:
         raise outer.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
     text = row.read(text) if row else text
+    labels = num_labels(outer, text)
     try:
         body = row.build(text) if row else BUILDERS[architecture](text)
     except (OverflowError, RecursionError):
@@ -272,7 +280,12 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
             section=text_section(outer),
             default=row.tied if row else architecture.startswith(TIED_BY_DEFAULT),
         ),
-        score_head=score_head(whole, text),
+        score_head=score_widths(named, pools, text.count("hidden_size"), labels),
+        score_itemsize=head_itemsize(outer, dtype(outer, text)),
+        pools=pools,
+        pooled_by=outer.text(SENTENCES),
+        num_labels=labels,
+        headless=pools == "embed",
         vision=vision_tower(outer, whole, text.count("hidden_size"), multimodal=whole in TEXT_OF),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
@@ -378,14 +391,3 @@ def dtype(outer: Keys, text: Keys) -> str:
         if value:
             raise k.error(f"torch_dtype {value[:40]!r} is not one of {', '.join(DTYPES)}")
     return "bfloat16"
-
-
-def score_head(architecture: str, k: Keys) -> tuple[int, ...]:
-    """Widths of the layers that stand where an LM head would (vLLM's reward and classification models)."""
-    if architecture in ("Qwen2ForRewardModel", "JinaVLForRanking"):
-        return (k.count("hidden_size"), 1)
-    if architecture == "Qwen2ForProcessRewardModel":
-        return (k.count("hidden_size"), 2)
-    if architecture.endswith("SequenceClassification"):
-        return (k.count("num_labels", default=1, high=1 << 16),)
-    return ()

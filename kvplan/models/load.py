@@ -12,9 +12,10 @@ from pathlib import Path
 
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
-from kvplan.models.architectures import from_config
+from kvplan.models.architectures import SENTENCES, from_config
 from kvplan.models.config import read_json
 from kvplan.models.not_planned import why_not_planned
+from kvplan.models.pooling import sentence_pooling
 from kvplan.models.quantization import GGUF_BITS
 from kvplan.models.spec import ModelSpec
 
@@ -203,6 +204,8 @@ def _with_sidecar(file: Path) -> dict[str, object]:
         )
         raise KvplanError(said)
     config = read_json(file)
+    if mode := sentence_pooling(file.parent):
+        config = {**config, SENTENCES: mode}
     sidecar = file.parent / "hf_quant_config.json"
     if "quantization_config" in config or not sidecar.is_file():
         return config

@@ -120,9 +120,9 @@ def _around_layers(model: ModelSpec, cut: Cut, adapters: Adapters, first: bool, 
     parts = [Part(m.name, m, whole) for m, whole in pairs if m.name in also]
     elements = sum(_of_linear(model, [part], cut, adapters) for part in parts)
     here = {"embed_tokens": holds_embedding(model, first, last), "lm_head": holds_head(model, last)}
-    ends = sum(here[name] and _is_target(adapters, name) for name in _ends(model.architecture))
+    ends = sum(here[name] and _is_target(adapters, name) for name in _ends(model))
     elements += ends * adapters.max_lora_rank * (model.vocab_size + model.hidden_size)
-    if model.architecture.endswith(SCORING) and model.score_head:
+    if model.pools == "classify":
         elements += _scoring(model.score_head[0], model.hidden_size, adapters)
     return elements
 
@@ -130,11 +130,11 @@ def _around_layers(model: ModelSpec, cut: Cut, adapters: Adapters, first: bool, 
 SCORING = "ForSequenceClassification"
 
 
-def _ends(architecture: str) -> tuple[str, ...]:
-    """Of embedding and head, those that are adapted; one that scores has no head."""
-    text = architecture.replace(SCORING, "ForCausalLM")
+def _ends(model: ModelSpec) -> tuple[str, ...]:
+    """Of embedding and head, those that are adapted; one that scores or embeds has no head."""
+    text = model.architecture.replace(SCORING, "ForCausalLM")
     if text in BOTH_ENDS.split():
-        return ("embed_tokens", "lm_head")[: 1 if architecture.endswith(SCORING) else 2]
+        return ("embed_tokens", "lm_head")[: 1 if model.pools in ("embed", "classify") else 2]
     return ("embed_tokens",) if text in ONE_END.split() else ()
 
 

@@ -388,9 +388,11 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     hidden = model.hidden_size
     yield vector("norm", model.final_norms * hidden)
     if model.score_head:
-        yield from _score_modules(model.score_head, hidden, cut)
+        yield from _score_modules(model, cut)
         if not model.architecture.startswith(HEADS_BESIDE_SCORES):
             return
+    if model.headless:
+        return
     if model.backbone_hidden_size or not (model.tie_word_embeddings or model.shares_ends):
         rows = padded_rows(model.vocab_size, cut)
         yield Module("lm_head", "lm_head", rows, hidden, rows if model.lm_head_bias else 0)
@@ -400,17 +402,19 @@ HEADS_BESIDE_SCORES = ("JinaVL",)
 """Architectures that keep the LM head beside the layers that score."""
 
 
-def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[Module]:
+def _score_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """One plain layer, or two with biases: the first cut by rows, the second by columns (Qwen2.5-Math's).
 
-    vLLM keeps them in float32, on every pipeline stage.
+    vLLM keeps them in float32 unless told otherwise, on every pipeline stage.
     """
+    widths, hidden, size = model.score_head, model.hidden_size, model.score_itemsize
     if len(widths) == 1:
-        yield Module("score", "score", widths[0], hidden, itemsize=4, linear=False)
+        cols = even(hidden, cut.tp, "hidden channels") if model.pools == "own" else hidden
+        yield Module("score", "score", widths[0], cols, itemsize=size, linear=False)
         return
     inner = even(widths[0], cut.tp, "channels of the reward head")
-    yield Module("score.0", "score", inner, hidden, inner, itemsize=4, linear=False)
-    yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=4, linear=False)
+    yield Module("score.0", "score", inner, hidden, inner, itemsize=size, linear=False)
+    yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=size, linear=False)
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:

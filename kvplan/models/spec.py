@@ -346,6 +346,16 @@ class ModelSpec:
     """What is assumed of an architecture that is not known; empty: known."""
     score_head: tuple[int, ...] = ()
     """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
+    score_itemsize: int = 4
+    """Bytes per weight of those."""
+    pools: Literal["", "embed", "classify", "own"] = ""
+    """What it is served for instead of generating; own: its class does it by itself; empty: it generates."""
+    pooled_by: str = ""
+    """LAST, MEAN or CLS: the token or tokens of a sequence that its checkpoint's modules embed by; empty: not said."""
+    num_labels: int = 2
+    """Labels of a layer that vLLM puts where its LM head is, if it is to classify."""
+    headless: bool = False
+    """It embeds: no LM head is loaded."""
     vision: VisionSpec | None = None
     rotary: tuple[RotaryTable, ...] = ()
     """Rotary tables, one per kind of rotary embedding in the model."""

@@ -194,6 +194,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if model.encoded_tokens or model.canvas_length:
         what = "its encoder's steps" if model.encoded_tokens else "steps of diffusion"
         raise KvplanError(f"{model.name}: {what} are not timed, so it is planned, not simulated")
+    if args.runner == "pooling":
+        raise KvplanError(
+            f"{model.name}: an engine that embeds or scores makes no tokens, so it is planned, not simulated; a scorer"
+            " beside a search is the `verifier` of `problems`"
+        )
     if args.prefill_context_parallel_size > 1:
         raise KvplanError(
             "--prefill-context-parallel-size: steps that ranks split are not timed, so it is planned, not simulated"

@@ -476,8 +476,6 @@ def test_no_drafts_at_all_are_refused() -> None:
 @pytest.mark.parametrize(
     ("flag", "idle", "other"),
     [
-        ("runner", "generate", "pooling"),
-        ("convert", "none", "embed"),
         ("nnodes", "1", "2"),
     ],
 )

@@ -197,6 +197,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
 }
 """Field -> (model, flags beside it, a value that changes the answer)."""
 WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("runner", "convert", "pooler_config"), "planned, not simulated: tests/memory/test_pooling.py"
+    ),
     "api_server_count": "servers stand before the engine: what clients see, tests/simulation/test_frontend.py",
     "renderer_num_workers": "threads of those: the same",
     "prefill_context_parallel_size": "cards, experts cut; not simulated: tests/memory/test_prefill_context.py",
