@@ -39,7 +39,6 @@ from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
-    "scheduler-cls": "a scheduler of one's own",
     **dict.fromkeys(
         ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
         KERNELS,
@@ -48,7 +47,7 @@ NOT_PLANNED = {
     "watermark-config": "marks in what is sampled",
     **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
     **dict.fromkeys(
-        ("logits-processors", "worker-cls", "worker-extension-cls", "model-class-overrides"),
+        ("logits-processors", "worker-extension-cls", "model-class-overrides"),
         "code of one's own",
     ),
 }

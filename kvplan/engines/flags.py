@@ -327,6 +327,8 @@ class EngineArgs(Config):
     """Kernels of KDA's decodes."""
     sparse_indexer_topk_backend: TopkBackend = "auto"
     """Kernels that choose a sparse attention's tokens."""
+    nnodes: Degree = 1
+    """Machines that the ranks lie on, equally many each (-n); groups over several exchange by the network."""
     runner: Runner = "auto"
     """generate, or pooling: embed or score; auto: as the model's class does."""
     convert: Convert = "auto"

@@ -7,8 +7,15 @@ from typing import Any
 
 from kvplan.ground.errors import KvplanError
 
-IDLE_VALUES = {
-    "nnodes": (("1",), "links between machines"),
+IDLE_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
+    "scheduler-cls": (
+        ("vllm.v1.core.sched.async_scheduler.asyncscheduler",),
+        "a scheduler of one's own: which requests run, and so times and preemptions, may be others",
+    ),
+    "worker-cls": (
+        ("auto", "vllm.v1.worker.gpu_worker.worker"),
+        "a worker of one's own: what it takes of the card is not counted",
+    ),
 }
 """Flag -> the values that change nothing, and what all others are about."""
 
@@ -16,8 +23,8 @@ IDLE_VALUES = {
 def about_value(flag: str, value: Any) -> str:
     """What a flag's value changes that is not planned; empty for one that changes nothing.
 
-    >>> about_value("nnodes", "1"), about_value("nnodes", "2"), about_value("port", "80")
-    ('', 'links between machines', '')
+    >>> about_value("worker-cls", "auto"), about_value("worker-cls", "my.Worker"), about_value("port", "80")
+    ('', "a worker of one's own: what it takes of the card is not counted", '')
     """
     idle, about = IDLE_VALUES.get(flag, ((), ""))
     return "" if str(value).casefold() in idle else about
@@ -63,6 +70,12 @@ def check_together(told: Mapping[str, Any]) -> None:
         raise KvplanError(f"--{stated[0]}: only with --mm-encoder-attn-dtype fp8")
     if len(stated) > 1:
         raise KvplanError(f"--{stated[1]}: not beside --{stated[0]}, scales to save are found as it runs")
+    nodes, rank = str(told.get("nnodes", 1)), str(told.get("node-rank", 0))
+    if rank.isdecimal() and nodes.isdecimal() and 1 < int(nodes) <= int(rank):
+        raise KvplanError(f"--node-rank {rank} must be between 0 and {int(nodes) - 1}, of --nnodes {nodes}")
+    for flag in ("data-parallel-backend", "distributed-executor-backend"):
+        if nodes != "1" and told.get(flag) == "ray":
+            raise KvplanError(f"--nnodes {nodes} does not go with --{flag} ray; leave one out")
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
     counted = few.isdecimal() and most.isdecimal()
     if told.get("enable-lora") is True and counted and int(few) < int(most):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
+from kvplan.engines.nodes import find_spread
 from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
 from kvplan.engines.stages import Stage, stages_of
@@ -21,7 +22,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.limits import Limit
 from kvplan.ground.pictures import Pictures
 from kvplan.ground.tables import Part, Table, counted, text_of
-from kvplan.ground.units import cdiv, gib
+from kvplan.ground.units import GiB, cdiv, gib
 from kvplan.memory.budget import Budget, unloaded_towers
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import offloads
@@ -344,6 +345,8 @@ class Plan:
         if self.args.runner == "pooling" and (pooling := find_pooling(model, self.args)):
             whole = "" if pooling.splits_prompts else ": prompts run whole, none are cached"
             stands_in.append(f"It {pooling}{whole}; a trace is a prompt, gone once it is read.")
+        if self.args.nnodes > 1:
+            stands_in.append(self._machines_line())
         if newest := beyond_known(self.question.engine):
             stands_in.append(
                 f"{self.question.engine} is not known: planned by the rules of {newest}, the newest known."
@@ -358,6 +361,14 @@ class Plan:
         tier = self.offload
         offloaded = tier.lines(self.trace_tokens, self.cache_tokens.value) if tier else []
         return [*stands_in, *logged, self._traces_line(), *self._host_line(), *offloaded]
+
+    def _machines_line(self) -> str:
+        """Which exchanges cross machines, and each one's share of what lies in host memory."""
+        held = self.weights_in_host_bytes + int((self.args.kv_offloading_size or 0.0) * GiB) * (
+            self.args.data_parallel_size
+        )
+        host = f" Host memory of each: {gib(held // self.args.nnodes):,.2f} GiB." if held else ""
+        return f"{find_spread(self.args, moe=self.question.model.is_moe)}{host}"
 
     @property
     def weights_in_host_bytes(self) -> int:

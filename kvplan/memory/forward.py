@@ -20,6 +20,7 @@ from kvplan.engines.expert_balance import check_eplb
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.late_checks import check_whole
+from kvplan.engines.nodes import check_nodes
 from kvplan.engines.prefill_context import check_hc_sp, check_prefill_context, expert_replicas
 from kvplan.engines.rank_weights import rank_weights, weights_of_stages
 from kvplan.engines.resolve import as_read_by, resolve
@@ -185,6 +186,8 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     _check_pooling(question, args)
+    if question.engine.engine == "vllm":
+        check_nodes(args)
     check_sharding(question.model, args)
     check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)

@@ -15,6 +15,7 @@ from kvplan.engines.cuda_graphs import find_graphs
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.engines.late_checks import samples_shares
+from kvplan.engines.nodes import find_spread
 from kvplan.engines.quantization_config import load_format
 from kvplan.engines.rank_weights import query_ranks
 from kvplan.engines.weight_offload import weight_offload
@@ -33,6 +34,7 @@ from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.kernel_doubt import kernel_doubts
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
+from kvplan.profiles.network import BETWEEN_MACHINES, network_doubts, over_network
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
@@ -119,6 +121,7 @@ def make_step_times(
     assert chosen.timing is not None
     timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
     graphs = _graphs(engine, model, gpu, args)
+    spread = find_spread(args, moe=model.is_moe)
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)} | _captured(graphs, timing, args)
     options["micro"] = _micro_batches(model, args)
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
@@ -128,6 +131,12 @@ def make_step_times(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
+    if spread.num_machines > 1:
+        one = replace(work, num_ranks=spread.sum_ranks_each)
+        inside = timing.step_time(one, **options).costs.reduce if one.num_ranks > 1 else None
+        time = over_network(time, spread, link, inside)
+        notes += (f"between machines: {link or BETWEEN_MACHINES}",)
+        doubt = doubt.wider(network_doubts(time, spread, link, inside, model.hidden_size))
     if engine.engine == "vllm":
         nccl = cast(Seconds | None, timing.surfaces.get(f"all_gather.{args.tensor_parallel_size}"))
         doubt = doubt.wider(graph_doubts(graphs, args, engine, model, time))

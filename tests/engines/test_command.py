@@ -476,7 +476,8 @@ def test_no_drafts_at_all_are_refused() -> None:
 @pytest.mark.parametrize(
     ("flag", "idle", "other"),
     [
-        ("nnodes", "1", "2"),
+        ("scheduler-cls", "vllm.v1.core.sched.async_scheduler.AsyncScheduler", "my.Scheduler"),
+        ("worker-cls", "auto", "my.Worker"),
     ],
 )
 def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:
@@ -486,7 +487,7 @@ def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:
     assert told.startswith(f"--{flag} (")
 
 
-@pytest.mark.parametrize("flag", ["pooler-config '{}'", "use-fp64-gumbel", "worker-cls my.W"])
+@pytest.mark.parametrize("flag", ["watermark-config '{}'", "use-fp64-gumbel", "worker-cls my.W"])
 def test_what_changes_memory_or_time_does_not_pass_for_nothing(flag: str) -> None:
     told = read_command(f"vllm serve m --{flag}")
     assert not told.no_effect

@@ -1,0 +1,96 @@
+"""Exchanges that cross machines: over the stated link, or over InfiniBand as assumed, with the doubt of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kvplan.engines.nodes import Spread
+from kvplan.profiles.doubt import Unmeasured
+from kvplan.timing.costs import ReduceCosts, Seconds
+from kvplan.timing.links import LINKS, Link
+from kvplan.timing.step import ModelStepTime, StepShape
+from kvplan.timing.work import Number
+
+BETWEEN_MACHINES = LINKS["ib"]
+"""What joins machines where nobody says: one network card of 400 Gb/s for each GPU."""
+NETWORKS = (45e9, 10e-6), (12e9, 30e-6)
+"""Bytes a second and GPU, and seconds a hop, between which networks lie (assumed): 400 Gb/s at its best, 100 Gb/s."""
+BATCHES = 1, 64, 512
+"""Decoding sequences for which the ends are worked out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumOverMachines:
+    """Seconds of an all-reduce: summed on each machine, each GPU's share over the network, gathered again.
+
+    As NCCL's trees do, each GPU with a network card of its own.
+    """
+
+    inside: Seconds | None
+    """An all-reduce among a machine's ranks; None: one rank each."""
+    network: ReduceCosts
+    """One among as many ranks as there are machines."""
+    ranks_each: int
+
+    def __call__(self, num_bytes: Number) -> Number:
+        """Seconds for so many bytes of each rank."""
+        share = self.network(num_bytes / self.ranks_each)
+        return share if self.inside is None else self.inside(num_bytes) + share
+
+
+def over_network(
+    time: ModelStepTime, spread: Spread, link: Link | None, inside: Seconds | None
+) -> ModelStepTime:
+    """The step with those exchanges over the network that cross it; `inside`: sums among the ranks of one machine.
+
+    A link that the user stated serves all exchanges, as on one machine.
+    """
+    return time if link is not None else _over(time, spread, BETWEEN_MACHINES, inside)
+
+
+def network_doubts(
+    time: ModelStepTime, spread: Spread, link: Link | None, inside: Seconds | None, hidden_size: int
+) -> Iterator[Unmeasured]:
+    """How far steps may be off where the network was not stated; hand-overs between stages on it are not timed."""
+    if link is None and (spread.sums_cross or spread.exchanges_cross):
+        fast, slow = (
+            _over(time, spread, replace(BETWEEN_MACHINES, bytes_per_s=rate, latency_s=hop), inside)
+            for rate, hop in NETWORKS
+        )
+        yield Unmeasured(
+            f"between machines {BETWEEN_MACHINES.bytes_per_s / 1e9:g} GB/s a GPU, assumed",
+            min(_ratio(fast, time, n) for n in BATCHES),
+            max(_ratio(slow, time, n) for n in BATCHES),
+        )
+    if spread.stages_cross:
+        across = link or BETWEEN_MACHINES
+        most = max(1.0 + _hand_over(n, spread, across, hidden_size) / _seconds(time, n) for n in BATCHES)
+        yield Unmeasured("pipeline stages on several machines: hand-overs are not timed", 1.0, most)
+
+
+def _over(time: ModelStepTime, spread: Spread, link: Link, inside: Seconds | None) -> ModelStepTime:
+    costs, ranks = time.costs, time.work.num_ranks
+    if spread.sums_cross:
+        among = link.all_reduce(ranks // spread.sum_ranks_each)
+        costs = replace(costs, reduce=SumOverMachines(inside, among, spread.sum_ranks_each))
+    if spread.exchanges_cross and time.work.gathers:
+        costs = replace(costs, gather=link.gather(time.work.gathers.num_ranks))
+    return ModelStepTime(time.work, costs)
+
+
+def _hand_over(num_tokens: int, spread: Spread, link: Link, hidden_size: int) -> float:
+    """Seconds for 16-bit states and the residual beside them, over as many hops."""
+    return spread.stages_cross * (link.latency_s + 4.0 * num_tokens * hidden_size / link.bytes_per_s)
+
+
+def _shape(num: int) -> StepShape:
+    return StepShape(num, num, 1000 * num)
+
+
+def _seconds(time: ModelStepTime, num: int) -> float:
+    return time.ticks(_shape(num)) / 1e12
+
+
+def _ratio(other: ModelStepTime, time: ModelStepTime, num: int) -> float:
+    return _seconds(other, num) / _seconds(time, num)
