@@ -40,16 +40,14 @@ from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
     **dict.fromkeys(
-        ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
+        ("ir-op-priority", "return-sampling-mask"),
         KERNELS,
     ),
-    "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
     **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
-    **dict.fromkeys(
-        ("logits-processors", "worker-extension-cls", "model-class-overrides"),
-        "code of one's own",
-    ),
+    "logits-processors": "code of one's own: what it keeps of logits, and its time, are not counted",
+    "worker-extension-cls": "code of one's own in each worker: what it takes of the card is not counted",
+    "model-class-overrides": "a model of one's own: its weights and KV may be others than planned",
 }
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
 OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}

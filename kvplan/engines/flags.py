@@ -327,6 +327,8 @@ class EngineArgs(Config):
     """Kernels of KDA's decodes."""
     sparse_indexer_topk_backend: TopkBackend = "auto"
     """Kernels that choose a sparse attention's tokens."""
+    use_fp64_gumbel: bool = False
+    """Noise of sampling in 64 bits: timed as in 32, in a wider range; the first model runner keeps twice as much."""
     nnodes: Degree = 1
     """Machines that the ranks lie on, equally many each (-n); groups over several exchange by the network."""
     runner: Runner = "auto"

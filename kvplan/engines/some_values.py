@@ -16,6 +16,10 @@ IDLE_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
         ("auto", "vllm.v1.worker.gpu_worker.worker"),
         "a worker of one's own: what it takes of the card is not counted",
     ),
+    "disable-nccl-for-dp-synchronization": (
+        ("true",),
+        "replicas agree on their batches by NCCL: timed as by the host",
+    ),
 }
 """Flag -> the values that change nothing, and what all others are about."""
 

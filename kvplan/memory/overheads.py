@@ -191,8 +191,12 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
     """Bytes beside the logits when the profiling sampler peaks; every rank gathers all logits."""
     rows, tokens = args.max_num_seqs, args.max_num_batched_tokens
     thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
+    wider = (
+        4 * rows * model.vocab_size if args.use_fp64_gumbel else 0
+    )  # `v1/sample/ops`: noise beside the logits
     if second_runner(model, args, profile):
-        thresholds = 0
+        thresholds = wider = 0  # whose noise lives in registers (`v1/worker/gpu/sample/gumbel.py`)
+    thresholds += wider
     return 2 * model.hidden_size * (tokens + rows) + thresholds
 
 

@@ -50,6 +50,8 @@ def kernel_doubts(
     """
     if args.enable_lora:
         yield Unmeasured("--enable-lora: adapters' own kernels are not timed", *WITH_ADAPTERS)
+    if args.use_fp64_gumbel:
+        yield Unmeasured("--use-fp64-gumbel: timed as 32 bits", 1.0, SOME_KERNELS[1])
     yield from _variables(model, args)
     if args.model_impl == "transformers":
         yield Unmeasured("--model-impl transformers: timed as vLLM's own class", *SOME_KERNELS)

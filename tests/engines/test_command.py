@@ -11,6 +11,7 @@ from places import FIXTURES
 
 from kvplan.cli.main import run
 from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command
+from kvplan.engines.environment import KERNELS
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.resolve import resolve
 from kvplan.engines.vllm_parser import vllm_flags
@@ -381,10 +382,12 @@ def test_throughput_mode_doubles_what_is_not_stated() -> None:
 
 def test_flags_that_change_steps_do_not_pass_for_none() -> None:
     told = read_command(
-        "vllm serve Qwen/Qwen3-8B --stream-interval 8 --use-fp64-gumbel --port 80 --disable-cascade-attn"
+        "vllm serve Qwen/Qwen3-8B --stream-interval 8 --return-sampling-mask --use-fp64-gumbel --port 80"
+        " --disable-cascade-attn"
     )
     assert told.no_effect == ("--port", "--disable-cascade-attn")
-    assert told.not_planned == ("--use-fp64-gumbel (sampling in 64 bits)",)
+    assert told.not_planned == (f"--return-sampling-mask ({KERNELS})",)
+    assert told.args.use_fp64_gumbel
 
 
 def test_kernels_and_micro_batches_are_read() -> None:
@@ -487,7 +490,7 @@ def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:
     assert told.startswith(f"--{flag} (")
 
 
-@pytest.mark.parametrize("flag", ["watermark-config '{}'", "use-fp64-gumbel", "worker-cls my.W"])
+@pytest.mark.parametrize("flag", ["watermark-config '{}'", "ir-op-priority '{}'", "worker-cls my.W"])
 def test_what_changes_memory_or_time_does_not_pass_for_nothing(flag: str) -> None:
     told = read_command(f"vllm serve m --{flag}")
     assert not told.no_effect

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "tensor_parallel_size": (DENSE, {}, 2),
     "pipeline_parallel_size": (DENSE, {}, 2),
     "data_parallel_size": (MOE, {"enable_expert_parallel": True}, 2),
+    "use_fp64_gumbel": (DENSE, {}, True),
     "nnodes": (DENSE, {"tensor_parallel_size": 2}, 2),
     "decode_context_parallel_size": (LATENT, {"tensor_parallel_size": 2}, 2),
     "enable_expert_parallel": (MOE, {"data_parallel_size": 2}, True),

@@ -63,7 +63,7 @@ def test_choices_equal_vllms(name: str, tp: int) -> None:
     assert (args.enable_chunked_prefill, args.enable_prefix_caching) == (theirs["chunked"], theirs["caching"])
     assert args.async_scheduling == theirs["async"]
     assert args.max_num_batched_tokens == theirs["tokens_of_a_step"]
-    graphs = engine_graphs(model, args, get_gpu("h100"))
+    graphs = engine_graphs(model, args, get_gpu("h100"), EngineVersion())
     assert (graphs.mode, len(graphs.sizes)) == (theirs["graphs"], theirs["capture_sizes"])
 
 
