@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick explore fuzz lowest pictures looks lint types check bench compiled honest oracle ray app clean calibrate-gpu live
+.PHONY: help demo test thorough quick explore fuzz lowest pictures looks lint types check bench compiled honest oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ $(CHROMIUM): $(DEV)
 
 test: $(DEV) $(CHROMIUM)  ## the whole suite
 	$(BIN)/python -m pytest -n auto
+
+thorough: $(DEV) $(CHROMIUM)  ## the whole suite, costly laws on five times the random examples; half an hour on two cores
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n auto
 
 quick: $(DEV)  ## the fast laws of every room, under a minute on two cores
 	$(BIN)/python -m pytest -n 2 -m "not slow"

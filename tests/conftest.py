@@ -1,6 +1,7 @@
 """Settings of all tests: which examples are drawn, and which tests are marked slow (`slow.py`).
 
-The same examples at every run, so that a failure belongs to the change at hand; `make explore` draws new ones.
+The same examples at every run, so that a failure belongs to the change at hand; `make thorough` draws more of them,
+`make explore` new ones.
 """
 
 import os
@@ -9,14 +10,16 @@ from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
+import drawn
 import pytest
 from hypothesis import settings
 from slow import LIST, SLOW, TESTS, cpu_s, is_slow, slow_names
 
 # How long an example takes is the machine's affair.
 settings.register_profile("kvplan", deadline=None, derandomize=True)
+settings.register_profile("thorough", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvplan"))
+settings.load_profile(drawn.PROFILE)
 
 _took: dict[str, float] = defaultdict(float)
 
@@ -58,6 +61,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
         return (yield)
     finally:
         _took[_name(item)] += cpu_s() - before
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say on how much the property tests ran."""
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
+    num_laws = sum(r.when == "call" and "hypothesis" in r.keywords for r in reports)
+    terminalreporter.write_line(f"{num_laws} property tests; costly laws on random examples: {drawn.SAID}")
 
 
 def pytest_sessionfinish() -> None:

@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +56,7 @@ def pairs(words: list[str]) -> dict[str, str]:
     return dict(zip(flags, words[1::2], strict=True))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(LINES)
 @example(
     [
@@ -96,7 +97,7 @@ def test_every_printed_option_fits_when_run(line: list[str]) -> None:
         assert ask(command[2:]) == (0, answer)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(LINES)
 @example([QWEN, "--gpu", "l4", "--engine", "tensorrt-llm", "--input-len", "512", "--output-len", "16K"])
 def test_no_option_has_a_flag_to_spare(line: list[str]) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from drawn import examples
 from places import FIXTURES
 
 from kvplan.ground.errors import KvplanError
@@ -95,8 +96,8 @@ def mutated(seed: int) -> str:
 
 @pytest.mark.parametrize("block", range(6))
 def test_a_broken_log_gives_a_report_or_a_named_error(block: int) -> None:
-    """300 seeded mutations: no exception but KvplanError, whose text is one short line; reports can be printed."""
-    for seed in range(50 * block, 50 * (block + 1)):
+    """Seeded mutations: no exception but KvplanError, whose text is one short line; reports can be printed."""
+    for seed in range(50 * block, 50 * block + examples(50)):
         try:
             found = reconcile(mutated(seed), gpu="h100", model="Qwen/Qwen3-8B" if seed % 3 == 0 else None)
             said = found.conclusion
@@ -107,8 +108,8 @@ def test_a_broken_log_gives_a_report_or_a_named_error(block: int) -> None:
 
 
 def test_a_broken_log_has_causes_or_a_named_error() -> None:
-    """50 seeded mutations through `why`, with and without model and card: its document can be printed."""
-    for seed in (60, 133, 147, *range(47)):  # the first three once ended in a traceback
+    """Seeded mutations through `why`, with and without model and card: its document can be printed."""
+    for seed in (60, 133, 147, *range(examples(47))):  # the first three once ended in a traceback
         gpu, model = ("h100" if seed % 4 else None), ("Qwen/Qwen3-8B" if seed % 3 == 0 else None)
         try:
             found = findings(mutated(seed), gpu=gpu, model=model)

@@ -11,12 +11,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from drawn import examples
 from mutations import mutated
 
 from kvplan.cli.main import run
 from kvplan.ground.files import scenarios_dir
 
-NUM = int(os.environ.get("KVPLAN_MUTATIONS", "300"))
+NUM = int(os.environ.get("KVPLAN_MUTATIONS", examples(300)))
 """Of each kind of file."""
 LONGEST_S = 20.0
 STOP = ["--quiet", "--json", "--set", "limits.wall_clock_s=1"]

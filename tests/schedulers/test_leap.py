@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from drawn import examples
 from engine_conformance import golden, scenarios
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,7 +79,7 @@ def test_the_goldens_are_mostly_leapt() -> None:
 
 @MODES
 @given(seed=st.integers(0, 2**32), cut=st.booleans())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_random_workloads(mode: str, seed: int, cut: bool) -> None:
     """Leap equals step by step on any workload, also when leaps are cut short anywhere."""
     assert not difference(random_scenario(Random(seed)), mode, Random(seed) if cut else None)
@@ -86,7 +87,7 @@ def test_random_workloads(mode: str, seed: int, cut: bool) -> None:
 
 @MODES
 @given(seed=st.integers(0, 2**32), version=st.sampled_from(["0.11", "0.19", "0.26", "0.30", "0.33"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_random_workloads_of_other_versions(mode: str, seed: int, version: str) -> None:
     """It follows the rules of each version as the stepping scheduler does, or says that it cannot leap."""
     row = random_scenario(Random(seed)) | {"engine_version": version}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 from typing import Any
 
 import pytest
 from clocked import Clocked
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare, random_scenario
@@ -26,7 +26,7 @@ from kvplan.schedulers.leap.visits import DecodeVisits
 from kvplan.schedulers.vllm.admission import HeldBack
 
 Json = dict[str, Any]
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+EXAMPLES = examples(100)
 KINDS = ("reserve", "wait", "both")
 VISITED = [kind for kind in ALL_VISITED if not kind.startswith("drafts")]
 

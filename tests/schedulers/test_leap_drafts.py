@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from draft_scenarios import drafted_scenario, told_scenario
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare
@@ -22,7 +22,7 @@ from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler, DraftPool
 from kvplan.schedulers.leap.drafts import DraftBatch, DraftPlan, follow
 
-EXAMPLES = 1500 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
+EXAMPLES = examples(50)
 """Of each mode; 3,000 with `make explore`."""
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
 

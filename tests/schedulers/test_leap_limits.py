@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 from draft_scenarios import drafted_scenario
+from drawn import examples
 from group_scenarios import KINDS, random_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_no_visits, why_not
 from kvplan.schedulers.vllm.config import EngineConfig
 
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 80
+EXAMPLES = examples(80)
 LIMITS = ("max_num_active_seqs", "max_num_scheduled_tokens")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from random import Random
 from typing import Any
 
 import pytest
 from conformance.sglang import random_scenarios
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import TESTS
@@ -23,7 +23,7 @@ from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 
 Json = dict[str, Any]
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+EXAMPLES = examples(100)
 RANDOM: dict[str, str] = json.loads((TESTS / "conformance/sglang/random_golden.json").read_text())
 
 LEFT_OUT = ("g08d", "m08", "m09", "g02h", "g02i")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ COSTS = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(COSTS, st.integers(0, 99), st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.booleans())
 def test_leaping_equals_stepping(
     frontend: dict[str, float], seed: int, replicas: int, servers: int, is_async: bool

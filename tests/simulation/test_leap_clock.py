@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 from clocked import Clocked, Told
+from drawn import examples
 from engine_conformance import scenarios
 from group_scenarios import KINDS, random_groups, random_unshared
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ def test_conformance_scenarios(name: str, is_async: bool) -> None:
 
 @MODES
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_random_scenarios(is_async: bool, seed: int) -> None:
     """The same on any workload, arrivals and aborts in the middle of steps included."""
     leap, step = both(VLLMScenario(**random_scenario(Random(seed)) | {"async_scheduling": is_async}))
@@ -65,7 +66,7 @@ def test_what_cannot_leap_is_named() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 2**32), is_async=st.booleans(), caches=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_groups_that_give_blocks_back(kind: str, seed: int, is_async: bool, caches: bool) -> None:
     """The same over windows, chunks and states, and blocks used over time to the last tick."""
     make = random_unshared if caches and kind != "none" else random_groups
@@ -87,7 +88,7 @@ def test_groups_that_give_blocks_back(kind: str, seed: int, is_async: bool, cach
 
 @pytest.mark.parametrize("kind", VISITED)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_by_visits(kind: str, seed: int) -> None:
     """The same where contents are shared in groups that forget, to the last tick."""
     row = random_visits(Random(seed), kind)

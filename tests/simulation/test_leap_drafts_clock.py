@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from random import Random
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from clocked import Clocked
 from draft_scenarios import drafted_scenario
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from syntax_mutants import mutate
@@ -26,7 +26,7 @@ from kvplan.simulation.in_flight import DraftedLeapInFlight
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.simulator import simulate
 
-EXAMPLES = 1500 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
+EXAMPLES = examples(50)
 """Of each mode; 3,000 with `make explore`."""
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 WAITS = (

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_scenarios import KINDS, random_run
 
 from kvplan.simulation.simulator import simulate, solve
 
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+EXAMPLES = examples(100)
 SUMS = (
     "steps", "decode_ticks", "prefill_ticks", "mixed_ticks", "batch_ticks", "num_decodes", "decode_tokens",
     "prefill_tokens", "recomputed_tokens", "preemptions", "peak_used_blocks",

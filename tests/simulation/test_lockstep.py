@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lockstep_scenarios import KnottedStepTime, random_lockstep
@@ -36,7 +36,7 @@ SUMS = (
 )  # fmt: skip
 AT_THE_END = ("peak_used_blocks",)
 """The step under way when the horizon comes has begun step by step, and is not read: in a leap it has not."""
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+EXAMPLES = examples(100)
 
 
 def told(seed: int, step_by_step: bool, drafts: int = 0) -> tuple[dict[str, Any], int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_simulate import STEP, runs
@@ -23,7 +23,7 @@ from kvplan.simulation.sim_request import REJECTED, TIMEOUT
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
 
-EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+EXAMPLES = examples(100)
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
