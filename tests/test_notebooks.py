@@ -1,4 +1,7 @@
-"""The notebooks run, stay small, and say what the command line says for the same inputs."""
+"""The notebooks run, stay small, and say what the command line says for the same inputs.
+
+Where docs/personas.md asks the same, its transcript stands for the command; test_personas.py holds it to that.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 from places import ROOT
+from test_personas import transcript
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -71,27 +75,22 @@ QUIET = ("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableException
 
 
 @pytest.mark.filterwarnings(*QUIET)
-def test_the_engineer_is_told_what_the_command_says(
-    monkeypatch: pytest.MonkeyPatch, printed: Printed
-) -> None:
+def test_the_engineer_is_told_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer as the notebook prints it is the command's text, down to the last line."""
     told = executed("engineer.ipynb", monkeypatch)
-    words = "plan Qwen/QwQ-32B --gpu 2xh100 --users 500 --thinking 32K --workers 1 --quiet"
-    assert printed(*words.split()).strip() in told
+    assert transcript("kvplan plan Qwen/QwQ-32B --gpu 2xh100 --users 500 --thinking 32K").strip() in told
 
 
 @pytest.mark.filterwarnings(*QUIET)
-def test_the_researcher_is_told_what_the_command_says(
-    monkeypatch: pytest.MonkeyPatch, printed: Printed
-) -> None:
+def test_the_researcher_is_told_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the two strategies cost about the same: within a tenth, GPU seconds a problem."""
     told = executed("researcher.ipynb", monkeypatch)
     strategies = (
         "[{strategy: best_of_n, n: 64, max_tokens: 24K},"
         " {strategy: beam_search, beam_width: 18, branch_factor: 4, step_tokens: 1K}]"
     )
-    sets = ["--set", "problems.num_problems=24", "--set", f"problems.strategies={strategies}"]
-    assert printed("compare", "strategy_beam", *sets, "--no-range", "--quiet").strip() in told
+    sets = f'--set problems.num_problems=24 --set "problems.strategies={strategies}"'
+    assert transcript(f"kvplan compare strategy_beam {sets} --no-range").strip() in told
     first, second = (float(gpu_s) for gpu_s in re.findall(r"(\d+) GPU-s a problem", told))
     assert 0.9 < first / second < 1.1
 

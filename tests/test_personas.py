@@ -18,6 +18,11 @@ ALONE = {"plan": ["--workers", "1", "--quiet"], "recommend": ["--workers", "1", 
 """In this process; the answer is the same."""
 
 
+def transcript(command: str) -> str:
+    """What the page says that a command prints."""
+    return dict(BLOCK.findall(PAGE.read_text()))[command]
+
+
 def printed(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     words = shlex.split(command)[1:]
     code = run([*words, *ALONE.get(words[0], [])])
@@ -34,7 +39,7 @@ def test_a_transcript_is_what_its_command_prints(command: str, capsys: pytest.Ca
             PAGE.read_text(),
         )
         PAGE.write_text(page)
-    assert dict(BLOCK.findall(PAGE.read_text()))[command] == told
+    assert transcript(command) == told
 
 
 def test_three_people_decide_in_three_commands_each() -> None:
