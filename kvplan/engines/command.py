@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
-from kvplan.engines.environment import KERNELS, sort_out
+from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count, as_none
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
@@ -39,12 +39,6 @@ from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
-    **dict.fromkeys(
-        ("ir-op-priority", "return-sampling-mask"),
-        KERNELS,
-    ),
-    "watermark-config": "marks in what is sampled",
-    **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
     "logits-processors": "code of one's own: what it keeps of logits, and its time, are not counted",
     "worker-extension-cls": "code of one's own in each worker: what it takes of the card is not counted",
     "model-class-overrides": "a model of one's own: its weights and KV may be others than planned",

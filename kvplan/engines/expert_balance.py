@@ -29,6 +29,11 @@ NO_REDUNDANT = ("ExaoneMo", "Glm4MoeLite", "HYV3", "HYV4")
 """And those that make redundant experts without balancing (Redundant experts are only supported with EPLB)."""
 
 
+def max_ranks(args: EngineArgs) -> int:
+    """Data-parallel replicas that there may be (`elastic_ep_max_dp_size`)."""
+    return (args.enable_elastic_ep and args.elastic_ep_max_dp_size) or args.data_parallel_size
+
+
 def balances(model: ModelSpec, args: EngineArgs) -> bool:
     """Whether this model's experts are balanced."""
     aside = (*NOT_MIXTURES, *NO_REDUNDANT)
@@ -51,6 +56,7 @@ def check_eplb(model: ModelSpec, args: EngineArgs, engine: EngineVersion) -> Non
     if engine.engine != "vllm":
         return
     redundant = eplb_config(args.eplb_config).num_redundant_experts
+    _check_elastic(args)
     if not args.enable_eplb:
         if redundant:
             raise KvplanError(f"--eplb-config: num_redundant_experts {redundant} needs --enable-eplb")
@@ -73,6 +79,19 @@ def check_eplb(model: ModelSpec, args: EngineArgs, engine: EngineVersion) -> Non
                 f"--eplb-config: {num_experts} experts and {redundant} redundant ones do not divide by {ranks} ranks; "
                 f"num_redundant_experts {f'{fewer} would, or ' if fewer >= 0 else ''}{fewer + ranks} would"
             )
+
+
+def _check_elastic(args: EngineArgs) -> None:
+    """`config/parallel.py: ParallelConfig.__post_init__`."""
+    if args.enable_elastic_ep and not args.enable_eplb:
+        raise KvplanError("--enable-elastic-ep needs --enable-eplb")
+    if args.enable_elastic_ep and args.pipeline_parallel_size > 1:
+        raise KvplanError("--enable-elastic-ep does not go with --pipeline-parallel-size")
+    if max_ranks(args) < args.data_parallel_size:
+        raise KvplanError(
+            f"--elastic-ep-max-dp-size {args.elastic_ep_max_dp_size} must be at least"
+            f" --data-parallel-size, {args.data_parallel_size}"
+        )
 
 
 def _check_class(model: ModelSpec, redundant: int) -> None:

@@ -34,6 +34,7 @@ from kvplan.engines.kernel_flags import (
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text, processor_text
 from kvplan.engines.pooler_config import Convert, Runner, pooler_text
+from kvplan.engines.sampling_config import priority_text, watermark_text
 from kvplan.engines.speculative_config import Method, speculation_text, with_own_fields
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError
@@ -329,6 +330,20 @@ class EngineArgs(Config):
     """Kernels that choose a sparse attention's tokens."""
     use_fp64_gumbel: bool = False
     """Noise of sampling in 64 bits: timed as in 32, in a wider range; the first model runner keeps twice as much."""
+    return_sampling_mask: bool = False
+    """Give the tokens that sampling kept; without FlashInfer's kernels of sampling."""
+    watermark_config: Annotated[str | None, BeforeValidator(watermark_text)] = None
+    """Marks in what is sampled, as vLLM's JSON: {"key": 1}; vLLM's second model runner has it."""
+    ir_op_priority: Annotated[str | None, BeforeValidator(priority_text)] = None
+    """Kernels of norms and the like in the order of choice, as vLLM's JSON: {"rms_norm": ["vllm_c", "native"]}."""
+    disable_nccl_for_dp_synchronization: bool | None = None
+    """Data-parallel replicas agree on their batches through the host; None: they do."""
+    enable_elastic_ep: bool = False
+    """Experts' ranks may come and go while the engine runs."""
+    elastic_ep_max_dp_size: Maybe[Degree] = None
+    """Most data-parallel replicas there may be; None = as many as there are."""
+    cp_kv_cache_interleave_size: Degree = 1
+    """Tokens in a row that one of the context-parallel ranks holds; divides the block size."""
     nnodes: Degree = 1
     """Machines that the ranks lie on, equally many each (-n); groups over several exchange by the network."""
     runner: Runner = "auto"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from kvplan.engines.engram import engram_config
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.sampling_config import watermark_config
+from kvplan.engines.speculative_config import speculation
 from kvplan.ground.errors import KvplanError
 from kvplan.models.spec import ModelSpec
 
@@ -34,6 +36,8 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
             f"VLLM_MLA_DISABLE: keys and values of every head of {model.name} are not planned; leave it out"
         )
     _check_environment(model, args)
+    _check_sampling(args)
+    _check_interleaving(args)
     tp = args.tensor_parallel_size
     if args.enable_batch_sharded_sampling and tp == 1:
         raise KvplanError(
@@ -71,6 +75,30 @@ def _check_environment(model: ModelSpec, args: ResolvedArgs) -> None:
             "VLLM_USE_SIMPLE_KV_OFFLOAD: connector SimpleCPUOffloadConnector is not planned, OffloadingConnector is;"
             " leave it out"
         )
+
+
+def _check_sampling(args: ResolvedArgs) -> None:
+    """Masks and marks (`_verify_sampling_replay_config`, `_check_supports_watermarking`)."""
+    if args.return_sampling_mask and args.environment.use_v2_model_runner is False:
+        raise KvplanError("--return-sampling-mask requires VLLM_USE_V2_MODEL_RUNNER=1")
+    if args.watermark_config is None or not args.num_speculative_tokens:
+        return
+    told, drafting = watermark_config(args.watermark_config), speculation(args.speculative_config)
+    if drafting.draft_sample_method != "probabilistic":
+        raise KvplanError('--watermark-config: drafts need "draft_sample_method": "probabilistic"')
+    if args.speculative_method not in ("dspark", "eagle", "eagle3", "mtp"):
+        raise KvplanError(f"--watermark-config does not go with drafts by {args.speculative_method}")
+    if told.algorithm != "dual_key_gumbel" and not told.allow_target_only_watermarking:
+        raise KvplanError(
+            f'--watermark-config: {told.algorithm} marks no drafts; "allow_target_only_watermarking": true leaves them'
+        )
+
+
+def _check_interleaving(args: ResolvedArgs) -> None:
+    """`config/vllm.py: validate_block_size`."""
+    size, block = args.cp_kv_cache_interleave_size, args.block_size
+    if args.decode_context_parallel_size > 1 and block is not None and block % size:
+        raise KvplanError(f"--cp-kv-cache-interleave-size {size} must divide the block size, {block}")
 
 
 def _check_replay(model: ModelSpec, args: ResolvedArgs) -> None:

@@ -16,10 +16,6 @@ IDLE_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
         ("auto", "vllm.v1.worker.gpu_worker.worker"),
         "a worker of one's own: what it takes of the card is not counted",
     ),
-    "disable-nccl-for-dp-synchronization": (
-        ("true",),
-        "replicas agree on their batches by NCCL: timed as by the host",
-    ),
 }
 """Flag -> the values that change nothing, and what all others are about."""
 
@@ -74,6 +70,14 @@ def check_together(told: Mapping[str, Any]) -> None:
         raise KvplanError(f"--{stated[0]}: only with --mm-encoder-attn-dtype fp8")
     if len(stated) > 1:
         raise KvplanError(f"--{stated[1]}: not beside --{stated[0]}, scales to save are found as it runs")
+    if told.get("return-sampling-mask") is True:
+        if told.get("logits-processors") is not None:
+            raise KvplanError("--return-sampling-mask does not go with --logits-processors")
+        if told.get("logprobs-mode") != "processed_logprobs":
+            raise KvplanError("--return-sampling-mask requires --logprobs-mode processed_logprobs")
+    for flag in ("data-parallel-external-lb", "data-parallel-hybrid-lb"):
+        if told.get("enable-elastic-ep") is True and told.get(flag) is True:
+            raise KvplanError(f"--enable-elastic-ep does not go with --{flag}")
     nodes, rank = str(told.get("nnodes", 1)), str(told.get("node-rank", 0))
     if rank.isdecimal() and nodes.isdecimal() and 1 < int(nodes) <= int(rank):
         raise KvplanError(f"--node-rank {rank} must be between 0 and {int(nodes) - 1}, of --nnodes {nodes}")

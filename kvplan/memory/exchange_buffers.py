@@ -6,6 +6,7 @@ own. Sources: vLLM 0.32 `distributed/device_communicators/all2all.py`, DeepEP `c
 
 from __future__ import annotations
 
+from kvplan.engines.expert_balance import max_ranks
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import BATCHED_EXCHANGES
 from kvplan.ground.units import MiB, cdiv
@@ -33,6 +34,8 @@ def exchange_bytes(model: ModelSpec, args: EngineArgs) -> int:
         return 0
     nvlink = nvlink if args.all2all_backend == "deepep_low_latency" else 0
     experts = max(layer.mlp.num_experts for layer in model.layers)
+    if args.all2all_backend == "nixl_ep":  # buffers for all ranks that there may be
+        experts = experts * max_ranks(args) // args.data_parallel_size
     return nvlink + low_latency_bytes(args.max_num_batched_tokens or 0, model.hidden_size, experts)
 
 

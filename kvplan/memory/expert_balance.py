@@ -6,7 +6,7 @@ Source: vLLM 0.32 `distributed/eplb/eplb_state.py: add_model`.
 from __future__ import annotations
 
 from kvplan.engines.eplb import eplb_config
-from kvplan.engines.expert_balance import balances, redundant_experts
+from kvplan.engines.expert_balance import balances, max_ranks, redundant_experts
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.engines.stages import Stage
@@ -27,11 +27,12 @@ def eplb_bytes(model: ModelSpec, args: EngineArgs, stage: Stage) -> int:
     window, rank = eplb_config(args.eplb_config).window_size, weights_of_stages(model, args)[stage.rank]
     redundant = redundant_experts(model, args)
     held = [layer.mlp.num_experts for layer in stage.layers(model) if layer.mlp.num_experts]
-    found = _buffer(rank) + _state(held, redundant, window)
+    growth = max_ranks(args) / args.data_parallel_size
+    found = _buffer(rank) + _state(held, redundant, window, growth)
     if args.num_speculative_tokens and args.speculative_method == "mtp" and stage.is_last:
         drafting = [layer.mlp.num_experts for layer in model.mtp_layers if layer.mlp.num_experts]
         if drafting:
-            found += _buffer(rank) + _state(drafting, redundant, window)
+            found += _buffer(rank) + _state(drafting, redundant, window, growth)
     return found
 
 
@@ -40,5 +41,9 @@ def _buffer(rank: RankWeights) -> int:
     return next((layer.expert * layer.num_experts for layer in rank.layers if layer.num_experts), 0)
 
 
-def _state(num_experts: list[int], redundant: int, window: int) -> int:
-    return sum((n + redundant) * (8 + 4 + 4 * window) + n * (8 * MOST_COPIES + 8 + 8) for n in num_experts)
+def _state(num_experts: list[int], redundant: int, window: int, growth: float) -> int:
+    """Maps and loads of the last step have room for as many ranks as there may be."""
+    return sum(
+        int((n + redundant) * growth) * (8 + 4) + (n + redundant) * 4 * window + n * (8 * MOST_COPIES + 8 + 8)
+        for n in num_experts
+    )

@@ -140,6 +140,7 @@ def exact(num_bytes: int) -> Range:
 def second_runner(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) -> bool:
     """Whether vLLM's second model runner serves the model, asked to or by default: its sampler holds fewer logits."""
     asked, named = args.environment.use_v2_model_runner, profile.second_runner
+    asked = True if args.watermark_config is not None or args.return_sampling_mask else asked
     if asked is not None and profile.second_sampler_bytes_per_logit is not None:
         return asked
     if args.num_micro_batches > 1:

@@ -21,7 +21,11 @@ from kvplan.profiles.step_times import model_work
 
 DENSE, MOE = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"
 
-
+LATENT = "deepseek-ai/DeepSeek-V2-Lite"
+SPLIT = {"tensor_parallel_size": 2, "decode_context_parallel_size": 2, "block_size": 64}
+BALANCED = {"data_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True}
+DRAFTS = {"num_speculative_tokens": 2, "speculative_method": "ngram", "async_scheduling": False}
+DRAWN = {"speculative_config": '{"draft_sample_method": "probabilistic"}'}
 CASES = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
 NANO = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
 REPLAYED = {"use_replayssm": True, "mamba_backend": "flashinfer", "enable_prefix_caching": False}
@@ -45,6 +49,23 @@ REPLAYED = {"use_replayssm": True, "mamba_backend": "flashinfer", "enable_prefix
             "is below tensor_parallel_size 4",
         ),
         (DENSE, {"enable_return_routed_experts": True}, "has no experts"),
+        (DENSE, {"return_sampling_mask": True, "env": "VLLM_USE_V2_MODEL_RUNNER=0"}, "requires VLLM_USE_V2"),
+        (DENSE, {"watermark_config": "{}"}, "key: Field required"),
+        (DENSE, {"watermark_config": '{"key": 1}', **DRAFTS}, '"draft_sample_method": "probabilistic"'),
+        (DENSE, {"watermark_config": '{"key": 1}', **DRAFTS, **DRAWN}, "does not go with drafts by ngram"),
+        (DENSE, {"ir_op_priority": '{"softmax": ["native"]}'}, "softmax is not one of rms_norm"),
+        (LATENT, {**SPLIT, "cp_kv_cache_interleave_size": 48}, "48 must divide the block size, 64"),
+        (MOE, {"enable_elastic_ep": True}, "needs --enable-eplb"),
+        (
+            MOE,
+            {**BALANCED, "enable_elastic_ep": True, "elastic_ep_max_dp_size": 1},
+            "1 must be at least .* 2",
+        ),
+        (
+            MOE,
+            {**BALANCED, "enable_elastic_ep": True, "pipeline_parallel_size": 2},
+            "does not go with --pipe",
+        ),
         (MOE, {"enable_return_routed_experts": True, "enable_prefix_caching": False}, "needs prefix caching"),
     ],
 )
@@ -153,3 +174,25 @@ def test_prompts_as_embeddings_take_a_buffer() -> None:
         assert plain.budget.kv.size.value - with_buffer.budget.kv.size.value == size
     with pytest.raises(KvplanError, match="not supported with encoder-decoder"):
         estimate("openai/whisper-large-v3", "h100", enable_prompt_embeds=True)
+
+
+def test_marks_and_masks_take_the_second_model_runner() -> None:
+    """`config/vllm.py: use_v2_model_runner`: its sampler holds fewer logits, also where it is not the default's."""
+    told = EngineArgs(max_num_seqs=1024, max_num_batched_tokens=2048)
+    first, second = (
+        estimate(MOE, "h100", told.model_copy(update={"env": f"VLLM_USE_V2_MODEL_RUNNER={n}"}))
+        for n in (0, 1)
+    )
+    assert first.budget.activation.size != second.budget.activation.size
+    for flags in ({"watermark_config": '{"key": 7}'}, {"return_sampling_mask": True}):
+        assert (
+            estimate(MOE, "h100", told.model_copy(update=flags)).budget.activation == second.budget.activation
+        )
+
+
+def test_tables_of_ranks_that_may_come() -> None:
+    """`distributed/eplb/eplb_state.py`: where experts lie, 8 bytes, and their last loads, 4, by layer and expert."""
+    flags = {**BALANCED, "enable_elastic_ep": True}
+    plans = (estimate(MOE, "h100", **flags, elastic_ep_max_dp_size=n) for n in (2, 16))
+    few, most = (next(row.size.value for row in plan.budget.rows if row.name == "eplb") for plan in plans)
+    assert most - few == 48 * 128 * 7 * (8 + 4)

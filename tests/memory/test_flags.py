@@ -42,6 +42,20 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "pipeline_parallel_size": (DENSE, {}, 2),
     "data_parallel_size": (MOE, {"enable_expert_parallel": True}, 2),
     "use_fp64_gumbel": (DENSE, {}, True),
+    "return_sampling_mask": (DENSE, {}, True),
+    "watermark_config": (DENSE, {}, '{"key": 7}'),
+    "ir_op_priority": (DENSE, {}, '{"rms_norm": ["native"]}'),
+    "disable_nccl_for_dp_synchronization": (MOE, {"data_parallel_size": 2}, False),
+    "elastic_ep_max_dp_size": (
+        MOE,
+        {
+            "data_parallel_size": 2,
+            "enable_expert_parallel": True,
+            "enable_eplb": True,
+            "enable_elastic_ep": True,
+        },
+        8,
+    ),
     "nnodes": (DENSE, {"tensor_parallel_size": 2}, 2),
     "decode_context_parallel_size": (LATENT, {"tensor_parallel_size": 2}, 2),
     "enable_expert_parallel": (MOE, {"data_parallel_size": 2}, True),
@@ -220,6 +234,8 @@ WITHOUT_EFFECT = {
     "enable_batch_sharded_sampling": "divides what a sampled row costs, which no bundled profile of H100 tells apart;"
     " the profile run samples whole; refused on one rank",
     "enable_return_routed_experts": "a buffer made after the pool is; refused without experts or prefix caching",
+    "enable_elastic_ep": "as many ranks as there are, unless elastic_ep_max_dp_size says more",
+    "cp_kv_cache_interleave_size": "which rank a token lies on, not how many; refused where no block is whole",
     "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
 }
 
