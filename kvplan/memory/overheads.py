@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from kvplan.engines.environment import Environment
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.kernel_flags import attention_config
 from kvplan.engines.stages import Stage
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import Graphs
@@ -165,15 +166,33 @@ def kept_bytes(
         layers = stage.layers(model)
         widths = (_expert_workspace(layer.mlp, model.hidden_size, args) for layer in layers)
         own = int(2 * min(args.max_num_batched_tokens, _MOE_CHUNK) * max(widths, default=0))
-        workspace += batched_workspace(model, args) or own + own * (args.num_micro_batches - 1) // (
+        shared = batched_workspace(model, args) or own + own * (args.num_micro_batches - 1) // (
             args.num_micro_batches
         )  # each part's own; the first's is for steps that stay whole
+        workspace += max(shared, indexer_workspace(model, args, stage))
     if profile.legacy or not _profiles_tower(model, args, profile, stage):
         return workspace
     from kvplan.memory.tower_profile import embedded_bytes
 
     assert model.vision is not None
     return workspace + embedded_bytes(model.vision, args, model.hidden_size)
+
+
+def indexer_workspace(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> int:
+    """Bytes of an indexer's keys of long prompts in the workspace that all layers share, where experts' rows are fewer.
+
+    132 bytes (128 of a key in FP8, 4 of its scale; 68 in MXFP4) for 8 x `sparse_mla_prefill_workspace_factor` x
+    max_model_len tokens, or for one of `compress_ratio` of them, and 1 MiB of the top-k kernel's. Source: vLLM 0.32
+    `v1/attention/backends/mla/indexer.py: get_max_prefill_buffer_size`, `sparse_attn_indexer.py`.
+    """
+    mixers = [m for layer in stage.layers(model) for m in layer.mixers if m.index_topk and m.kind in INDEXERS]
+    if not mixers:
+        return 0
+    told, length = attention_config(args.attention_config), args.max_model_len
+    factor = told.sparse_mla_prefill_workspace_factor or (5 if length <= 256 * 1024 else 2)
+    least = min(max(m.compress_ratio, 1) for m in mixers)
+    key = 68 if told.indexer_kv_dtype == "mxfp4" else 132
+    return length * (576 * 2 // 132) * factor // least * key + MiB
 
 
 def _expert_workspace(mlp: MlpSpec, hidden: int, args: ResolvedArgs) -> float:
@@ -300,13 +319,16 @@ INDEXED = (0, 32)
 """Whose indexers' profile run was read; what older versions reserve is not known."""
 
 
+INDEXERS = (AttentionKind.MLA, AttentionKind.COMPRESSED)
+"""Attention whose indexers are vLLM's `SparseAttnIndexer`."""
+
+
 def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:
     """Bytes when an indexer's logits peak in the profile run: VLLM_SPARSE_INDEXER_MAX_LOGITS_MB, and the streams.
 
     Source: vLLM 0.32 `model_executor/layers/sparse_attn_indexer.py`, `sparse_mqa_indexer.py`.
     """
-    kinds = (AttentionKind.MLA, AttentionKind.COMPRESSED)
-    if not any(m.index_topk and m.kind in kinds for layer in stage.layers(model) for m in layer.mixers):
+    if not any(m.index_topk and m.kind in INDEXERS for layer in stage.layers(model) for m in layer.mixers):
         return 0
     streams = 2 * args.max_num_batched_tokens * profile.residual_streams * model.hidden_size
     return streams + args.environment.sparse_indexer_max_logits_mb * MiB

@@ -17,6 +17,8 @@ from kvplan.engines.generation import generation_text
 from kvplan.engines.kernel_flags import attention_text, kernel_text
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text, processor_text
+from kvplan.engines.pooler_config import pooler_text
+from kvplan.engines.sampling_config import priority_text, watermark_text
 from kvplan.engines.speculative_config import ACTING, METHODS, speculation_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 from kvplan.formulas.graphs import MODES
@@ -105,6 +107,9 @@ _ATTENTION = re.compile(r"attention[-_]config\W{1,4}(?=\{)")
 _KERNELS = re.compile(r"kernel[-_]config\W{1,4}(?=\{)")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 _EMBEDDINGS = re.compile(r"ec[-_]transfer[-_]config\W{1,4}(?=\{)")
+_WATERMARK = re.compile(r"watermark[-_]config\W{1,4}(?=\{)")
+_PRIORITY = re.compile(r"ir[-_]op[-_]priority\W{1,4}(?=\{)")
+_POOLER = re.compile(r"pooler[-_]config\W{1,4}(?=\{)")
 
 
 def read_flags(line: str, engine: str) -> dict[str, object]:
@@ -122,6 +127,9 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
     objects = {
         "kv_transfer_config": _object(_TRANSFER, line, kv_transfer_text),
         "ec_transfer_config": _object(_EMBEDDINGS, line, ec_transfer_text),
+        "watermark_config": _object(_WATERMARK, line, watermark_text),
+        "ir_op_priority": _object(_PRIORITY, line, priority_text),
+        "pooler_config": _object(_POOLER, line, pooler_text),
         "speculative_config": _object(_SPECULATION, line, _acting),
         "limit_mm_per_prompt": _limits(line),
         "eplb_config": _flat(line, _EPLB, eplb_text),

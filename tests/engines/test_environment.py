@@ -11,9 +11,11 @@ from kvplan.engines.command import Command, read_command
 from kvplan.engines.environment import ACTS, environment_of, sort_out
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.resolve import resolve
+from kvplan.engines.stages import stages_of
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import Plan, estimate
+from kvplan.memory.overheads import indexer_workspace
 from kvplan.memory.serve_command import shell_command, yaml_config
 from kvplan.models.load import load_model
 from kvplan.models.weights import stage_spans
@@ -183,6 +185,21 @@ def test_logits_of_an_indexer() -> None:
     assert "logits of an indexer" in rows[0].budget.activation.why
     dense = [plan(env=f"VLLM_SPARSE_INDEXER_MAX_LOGITS_MB={mb}").budget.kv for mb in (512, 8192)]
     assert dense[0] == dense[1]
+
+
+def test_keys_of_an_indexer() -> None:
+    """`get_max_prefill_buffer_size` in vLLM 0.32's own words: "40 * 163840 * 132 = 865075200 bytes" at factor 5."""
+    model = load_model("deepseek-ai/DeepSeek-V3.2")
+    args = EngineArgs(tensor_parallel_size=8, max_num_batched_tokens=1024, max_num_seqs=8)
+    resolved = resolve(args, model, get_gpu("h200"))
+    assert indexer_workspace(model, resolved, stages_of(model, args)[0]) == 865_075_200 + (1 << 20)
+    few, many = (
+        args.model_copy(update={"attention_config": f'{{"sparse_mla_prefill_workspace_factor": {factor}}}'})
+        for factor in (40, 50)
+    )
+    grown = estimate(model, "h200", many).budget.activation.size.value
+    grown -= estimate(model, "h200", few).budget.activation.size.value
+    assert grown == 10 * 8 * 163_840 * 132
 
 
 def test_a_larger_workspace_of_flashinfer() -> None:
