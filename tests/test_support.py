@@ -16,7 +16,7 @@ from kvplan.engines.vllm_parser import vllm_flags
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names
 from kvplan.memory.stated.rows import QWENS, STATED
-from kvplan.memory.stated.ways import Row
+from kvplan.memory.stated.ways import TowerRow
 from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models
 from kvplan.models.names import TEXT_OF
@@ -101,7 +101,7 @@ def test_flags() -> None:
 def test_stated_sizes() -> None:
     """Which towers take which sizes of --mm-processor-kwargs and --limit-mm-per-prompt."""
 
-    def words(row: Row) -> tuple[str, str]:
+    def words(row: TowerRow) -> tuple[str, str]:
         acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
         sizes = [f"`{kind}.{key}`" for kind, keys in acts.items() for key in keys]
         keys = ", ".join(f"`{key}`" for key in row.keys) + ("; others end the start" if row.strict else "")

@@ -94,7 +94,6 @@ FAMILIAR = {
     "--num-gpus": "-tp",
     "--prompt-len": "--input-len",
     "--max-tokens": "--output-len",
-    "-n": "--num-samples",
 }
 """Words of other tools -> what is meant by them here."""
 

@@ -9,7 +9,7 @@ from kvplan.models.spec import LayerSpec, ModelSpec
 from kvplan.models.weights import stage_spans
 
 
-class Stage(NamedTuple):
+class PipelineStage(NamedTuple):
     """One pipeline stage of several, or the whole model as one."""
 
     rank: int
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
         return f"stage {self.rank + 1} of {self.num}" if self.num > 1 else ""
 
 
-def stages_of(model: ModelSpec, args: EngineArgs) -> list[Stage]:
+def stages_of(model: ModelSpec, args: EngineArgs) -> list[PipelineStage]:
     """All pipeline stages that flags ask for.
 
     Raises:
@@ -50,4 +50,4 @@ def stages_of(model: ModelSpec, args: EngineArgs) -> list[Stage]:
     """
     num = args.pipeline_parallel_size
     spans = stage_spans(len(model.layers), num, args.environment.pp_layer_partition)
-    return [Stage(i, num, first, end) for i, (first, end) in enumerate(spans)]
+    return [PipelineStage(i, num, first, end) for i, (first, end) in enumerate(spans)]

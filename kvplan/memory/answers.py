@@ -14,7 +14,7 @@ from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, Resolved
 from kvplan.engines.nodes import find_spread
 from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
-from kvplan.engines.stages import Stage, stages_of
+from kvplan.engines.stages import PipelineStage, stages_of
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.errors import DoesNotFit
 from kvplan.ground.frames import make_frame
@@ -117,7 +117,7 @@ class Plan:
         )
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> PipelineStage:
         """The pipeline stage that decides."""
         return stages_of(self.question.model, self.args)[self.shape.stage]
 

@@ -21,7 +21,7 @@ from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.engines.mm_limits import unused_towers
 from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.engines.speculative_config import speculation
-from kvplan.engines.stages import Stage
+from kvplan.engines.stages import PipelineStage
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
@@ -105,7 +105,7 @@ def make_budget(
     engine: EngineVersion,
     loaded: Range,
     *,
-    stage: Stage,
+    stage: PipelineStage,
     colocated: tuple[Colocated, ...] = (),
     profile: MemoryProfile | None = None,
 ) -> Budget:
@@ -191,7 +191,7 @@ def _weights(
     engine: EngineVersion,
     loaded: Range,
     learned: MemoryProfile,
-    stage: Stage,
+    stage: PipelineStage,
 ) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
     why = _weights_reason(model, args, stage) + _in_host(model, args, stage)
@@ -211,7 +211,7 @@ def _split(
     taken: list[Range],
     context: int,
     kept: int,
-    stage: Stage,
+    stage: PipelineStage,
 ) -> tuple[Row, Row]:
     """(outside the budget, left for KV); a stated pool gives up `kept` bytes of its own."""
     used = _sum(taken)
@@ -271,7 +271,7 @@ def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, c
     return _Share(ceil(total * fraction), f"outside the {fraction:g} budget", "--gpu-memory-utilization")
 
 
-def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> str:
+def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> str:
     stated = "as stated" if args.quantization_config else args.quantization
     how = f"quantised ({stated})" if stated else _format_of(model)
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
@@ -282,7 +282,7 @@ def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> str:
     return f"parameters of {model.architecture} x {how}{share}"
 
 
-def _in_host(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> str:
+def _in_host(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> str:
     """What of them lies in host memory."""
     if weight_offload(args) is None:
         return ""
@@ -313,7 +313,7 @@ def _colocated_row(other: Colocated) -> Row:
     return Row(f"colocated_{other.role}", f"{other.role} model", size, "computed", why)
 
 
-def _lora(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> Iterator[Row]:
+def _lora(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> Iterator[Row]:
     """Memory that adapters may fill, taken at start-up."""
     if not args.enable_lora:
         return
@@ -363,7 +363,7 @@ def _adapters(args: ResolvedArgs) -> Adapters:
     return Adapters(**told, itemsize=4 if wide else 2)
 
 
-def _eplb(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> Iterator[Row]:
+def _eplb(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> Iterator[Row]:
     """What balancing experts takes at start-up."""
     if size := eplb_bytes(model, args, stage):
         why = "one layer's experts on their way, maps and loads of every layer (--enable-eplb)"

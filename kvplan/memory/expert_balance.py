@@ -9,7 +9,7 @@ from kvplan.engines.eplb import eplb_config
 from kvplan.engines.expert_balance import balances, max_ranks, redundant_experts
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.rank_weights import weights_of_stages
-from kvplan.engines.stages import Stage
+from kvplan.engines.stages import PipelineStage
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import RankWeights
 
@@ -17,7 +17,7 @@ MOST_COPIES = 1024
 """Of one expert that vLLM's maps have room for."""
 
 
-def eplb_bytes(model: ModelSpec, args: EngineArgs, stage: Stage) -> int:
+def eplb_bytes(model: ModelSpec, args: EngineArgs, stage: PipelineStage) -> int:
     """One layer's experts, which pass through a buffer, and maps and counts of every layer, on one rank of a stage.
 
     Maps have 8 bytes an entry, `MOST_COPIES` entries an expert; loads 4, kept for `window_size` steps.

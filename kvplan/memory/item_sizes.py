@@ -17,7 +17,7 @@ from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit, mm_sizes
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.stated.rows import GLMS, QWENS, STATED
-from kvplan.memory.stated.ways import FLAG, Asked, Row, Shown
+from kvplan.memory.stated.ways import FLAG, Shown, StatedSizes, TowerRow
 from kvplan.models.spec import VisionSpec
 
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
@@ -70,7 +70,9 @@ def told_facts(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs)
     return None if row is None else _by_row(row, vision, facts, args)
 
 
-def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+def _by_row(
+    row: TowerRow, vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs
+) -> dict[str, int]:
     """The facts as a row of the table says."""
     told = options(args.mm_processor_kwargs, "image")
     if row.strict and (unknown := sorted(set(told) - set(row.keys))):
@@ -79,7 +81,7 @@ def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: Resolv
     found, keys = dict(facts), {key: told[key] for key in row.keys if key in told}
     way = None
     if row.way is not None:
-        way = row.way(Asked(facts, keys, vision.shapes))
+        way = row.way(StatedSizes(facts, keys, vision.shapes))
         largest = way.made(way.width, way.height)
         made = way.clipped({} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image"))
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from kvplan.engines.environment import Environment
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.engines.kernel_flags import attention_config
-from kvplan.engines.stages import Stage
+from kvplan.engines.stages import PipelineStage
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
@@ -77,7 +77,7 @@ def estimate_overheads(
     gpu: GpuSpec,
     engine: EngineVersion,
     profile: MemoryProfile,
-    stage: Stage,
+    stage: PipelineStage,
 ) -> Overheads:
     """Overheads of one rank of a pipeline stage of `model` under `args`; only the last one samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
@@ -158,7 +158,7 @@ def bytes_per_logit(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) 
 
 
 def kept_bytes(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: Stage
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: PipelineStage
 ) -> int:
     """What stays allocated from earlier in the profile run, whichever moment peaks."""
     workspace = _GEMM_WORKSPACE.get(gpu.architecture, _USUAL_GEMM_WORKSPACE)
@@ -178,7 +178,7 @@ def kept_bytes(
     return workspace + embedded_bytes(model.vision, args, model.hidden_size)
 
 
-def indexer_workspace(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> int:
+def indexer_workspace(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> int:
     """Bytes of an indexer's keys of long prompts in the workspace that all layers share, where experts' rows are fewer.
 
     132 bytes (128 of a key in FP8, 4 of its scale; 68 in MXFP4) for 8 x `sparse_mla_prefill_workspace_factor` x
@@ -237,7 +237,9 @@ def pooler_bytes(model: ModelSpec, args: ResolvedArgs) -> int:
     return args.max_num_batched_tokens * per_token
 
 
-def _profiles_tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> bool:
+def _profiles_tower(
+    model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage
+) -> bool:
     """Whether images run through the tower: on every stage, by vLLM's second runner on the first alone.
 
     Source: vLLM 0.32 `profile_run` of `v1/worker/gpu_model_runner.py` and `v1/worker/gpu/model_runner.py`.
@@ -246,7 +248,9 @@ def _profiles_tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile
     return here and model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
 
 
-def _words_of_sizes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> str:
+def _words_of_sizes(
+    model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage
+) -> str:
     """Of sizes of items that flags state: which do not act."""
     stated = args.mm_processor_kwargs or args.limit_mm_per_prompt
     if not stated or not _profiles_tower(model, args, profile, stage):
@@ -261,7 +265,7 @@ def _words_of_sizes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile
 
 
 def _tower(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: Stage
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: PipelineStage
 ) -> tuple[Range, Figure]:
     """The peak of profiling the vision tower, and the figure behind it."""
     if not _profiles_tower(model, args, profile, stage):
@@ -275,7 +279,7 @@ def _tower(
     return _scaled(known, profile.vision_scale), profile.vision_scale
 
 
-def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> str:
+def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage) -> str:
     """What the tower is profiled on, where its peak is computed from that."""
     if not _profiles_tower(model, args, profile, stage) or profile.vision_scale is None:
         return "vision tower"
@@ -323,7 +327,7 @@ INDEXERS = (AttentionKind.MLA, AttentionKind.COMPRESSED)
 """Attention whose indexers are vLLM's `SparseAttnIndexer`."""
 
 
-def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:
+def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage) -> int:
     """Bytes when an indexer's logits peak in the profile run: VLLM_SPARSE_INDEXER_MAX_LOGITS_MB, and the streams.
 
     Source: vLLM 0.32 `model_executor/layers/sparse_attn_indexer.py`, `sparse_mqa_indexer.py`.
@@ -334,7 +338,7 @@ def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile,
     return streams + args.environment.sparse_indexer_max_logits_mb * MiB
 
 
-def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:
+def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage) -> int:
     """Peak of live tensors in one forward pass of max_num_batched_tokens, 16-bit activations."""
     tokens, tp = args.max_num_batched_tokens, args.tensor_parallel_size
     copied = _quantised_copy(model)

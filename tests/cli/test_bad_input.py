@@ -55,7 +55,6 @@ def test_a_key_said_twice_is_an_error(tmp_path: Path, capsys: Capture) -> None:
         "--kv-dtype": "--kv-cache-dtype",
         "--batch-size": "--max-num-seqs",
         "--gpus": "--gpu",
-        "-n": "--num-samples",
     }.items(),
 )
 def test_unknown_options_are_told_what_is_meant(capsys: Capture, option: str, meant: str) -> None:

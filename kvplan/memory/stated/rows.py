@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvplan.memory.stated import sounds, tiles, whole
-from kvplan.memory.stated.ways import Asked, Row, Shown, Way, fewer_counted, fewer_run
+from kvplan.memory.stated.ways import Shown, SizeRule, StatedSizes, TowerRow, fewer_counted, fewer_run
 
 PIXELS = "size", "min_pixels", "max_pixels"
 CROPS = ("crop_to_patches", "min_patches", "max_patches")
@@ -66,8 +66,8 @@ def _sliced_frames(shown: Shown) -> Mapping[str, int]:
     return {"frame_tokens": counted.tokens, "frame_patches": run.patches, **fewer_run(shown)}
 
 
-STATED: dict[str, Row] = {
-    "Gemma3ForConditionalGeneration": Row(
+STATED: dict[str, TowerRow] = {
+    "Gemma3ForConditionalGeneration": TowerRow(
         whole.pan_and_scan,
         (
             "do_pan_and_scan",
@@ -82,40 +82,42 @@ STATED: dict[str, Row] = {
             "Gemma4UnifiedForConditionalGeneration",
             "DiffusionGemmaForBlockDiffusion",
         ),
-        Row(whole.soft_tokens, ("max_soft_tokens",), fixed=True, video=_gemma4_frames),
+        TowerRow(whole.soft_tokens, ("max_soft_tokens",), fixed=True, video=_gemma4_frames),
     ),
-    "Mistral3ForConditionalGeneration": Row(whole.pixtral, ("size",)),
-    "PixtralForConditionalGeneration": Row(whole.pixtral),
-    "LightOnOCRForConditionalGeneration": Row(whole.pixtral_by_config, ("size",)),
-    "KimiVLForConditionalGeneration": Row(whole.kimi_vl, ("in_token_limit",)),
-    "KimiK3ForConditionalGeneration": Row(whole.kimi_k3),
-    "KimiK25ForConditionalGeneration": Row(),
+    "Mistral3ForConditionalGeneration": TowerRow(whole.pixtral, ("size",)),
+    "PixtralForConditionalGeneration": TowerRow(whole.pixtral),
+    "LightOnOCRForConditionalGeneration": TowerRow(whole.pixtral_by_config, ("size",)),
+    "KimiVLForConditionalGeneration": TowerRow(whole.kimi_vl, ("in_token_limit",)),
+    "KimiK3ForConditionalGeneration": TowerRow(whole.kimi_k3),
+    "KimiK25ForConditionalGeneration": TowerRow(),
     **dict.fromkeys(
         ("InternVLChatModel", "SkyworkR1VChatModel", "QianfanOCRForConditionalGeneration"),
-        Row(tiles.dynamic, tiles.TILE_KEYS, strict=True, video=fewer_counted),
+        TowerRow(tiles.dynamic, tiles.TILE_KEYS, strict=True, video=fewer_counted),
     ),
     **dict.fromkeys(
         ("InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"),
-        Row(tiles.cropped, CROPS, video=fewer_counted),
+        TowerRow(tiles.cropped, CROPS, video=fewer_counted),
     ),
-    "Cohere2VisionForConditionalGeneration": Row(tiles.least_upscaled, ("crop_to_patches", "max_patches")),
-    "Llama4ForConditionalGeneration": Row(tiles.canvas, ("max_patches", "resize_to_max_canvas")),
+    "Cohere2VisionForConditionalGeneration": TowerRow(
+        tiles.least_upscaled, ("crop_to_patches", "max_patches")
+    ),
+    "Llama4ForConditionalGeneration": TowerRow(tiles.canvas, ("max_patches", "resize_to_max_canvas")),
     **dict.fromkeys(
         ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration"),
-        Row(tiles.split, ("size", "do_image_splitting")),
+        TowerRow(tiles.split, ("size", "do_image_splitting")),
     ),
-    "Phi3VForCausalLM": Row(tiles.crops_of_336, ("num_crops",)),
-    "Phi4MMForCausalLM": Row(tiles.crops_of_448, ("dynamic_hd",)),
-    "DeepseekVLV2ForCausalLM": Row(tiles.candidates),
-    "MolmoForCausalLM": Row(tiles.molmo, ("max_crops",)),
-    "Molmo2ForConditionalGeneration": Row(tiles.molmo2, ("max_crops",), video=_molmo2_frames),
-    "DotsOCRForCausalLM": Row(whole.within((3136, 11289600), exact=True), PIXELS, most=True),
-    "PaddleOCRVLForConditionalGeneration": Row(
+    "Phi3VForCausalLM": TowerRow(tiles.crops_of_336, ("num_crops",)),
+    "Phi4MMForCausalLM": TowerRow(tiles.crops_of_448, ("dynamic_hd",)),
+    "DeepseekVLV2ForCausalLM": TowerRow(tiles.candidates),
+    "MolmoForCausalLM": TowerRow(tiles.molmo, ("max_crops",)),
+    "Molmo2ForConditionalGeneration": TowerRow(tiles.molmo2, ("max_crops",), video=_molmo2_frames),
+    "DotsOCRForCausalLM": TowerRow(whole.within((3136, 11289600), exact=True), PIXELS, most=True),
+    "PaddleOCRVLForConditionalGeneration": TowerRow(
         whole.within((147384, 28 * 28 * 1280), lengthened=True, rows_first=True), PIXELS
     ),
     **dict.fromkeys(
         ("KeyeForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration"),
-        Row(
+        TowerRow(
             whole.within((28 * 28 * 130, 28 * 28 * 1280), edges=PIXELS[1:], lengthened=True),
             PIXELS,
             most=True,
@@ -124,29 +126,29 @@ STATED: dict[str, Row] = {
             always=True,
         ),
     ),
-    "Ernie4_5_VLMoeForConditionalGeneration": Row(
+    "Ernie4_5_VLMoeForConditionalGeneration": TowerRow(
         whole.within((56 * 56, 28 * 28 * 6177)), PIXELS, most=True, video=_ernie_frames, video_sides=True
     ),
     **dict.fromkeys(
         ("NVLM_D", "Eagle2_5_VLForConditionalGeneration"),
-        Row(tiles.dynamic, tiles.TILE_KEYS, strict=True),
+        TowerRow(tiles.dynamic, tiles.TILE_KEYS, strict=True),
     ),
-    "LlavaNextForConditionalGeneration": Row(tiles.pinpoints(), always=True),
-    "LlavaOnevisionForConditionalGeneration": Row(
+    "LlavaNextForConditionalGeneration": TowerRow(tiles.pinpoints(), always=True),
+    "LlavaOnevisionForConditionalGeneration": TowerRow(
         tiles.pinpoints((1153, 944), cut=True), video=fewer_counted, always=True
     ),
-    "BeeForConditionalGeneration": Row(tiles.pinpoints(cut=True), always=True),
-    "RForConditionalGeneration": Row(tiles.pinpoints(), always=True),
-    "Granite4VisionForConditionalGeneration": Row(tiles.pinpoints(), always=True),
+    "BeeForConditionalGeneration": TowerRow(tiles.pinpoints(cut=True), always=True),
+    "RForConditionalGeneration": TowerRow(tiles.pinpoints(), always=True),
+    "Granite4VisionForConditionalGeneration": TowerRow(tiles.pinpoints(), always=True),
     **dict.fromkeys(
         (
             "Step3VLForConditionalGeneration",
             "Step3p7ForConditionalGeneration",
             "StepVLForConditionalGeneration",
         ),
-        Row(tiles.windows, most=True),
+        TowerRow(tiles.windows, most=True),
     ),
-    "Ovis": Row(tiles.covering, ("max_partition", "covering_threshold")),
+    "Ovis": TowerRow(tiles.covering, ("max_partition", "covering_threshold")),
     **dict.fromkeys(
         (
             "NemotronH_Nano_VL_V2",
@@ -154,36 +156,36 @@ STATED: dict[str, Row] = {
             "NemotronH_Omni_Reasoning_V3",
             "NemotronH_Super_Omni_Reasoning_V3",
         ),
-        Row(tiles.radio, ("max_num_tiles",), most=True, strict=True, video=_tubelets),
+        TowerRow(tiles.radio, ("max_num_tiles",), most=True, strict=True, video=_tubelets),
     ),
-    "Llama_Nemotron_Nano_VL": Row(tiles.radio, ("max_num_tiles", "use_thumbnail")),
+    "Llama_Nemotron_Nano_VL": TowerRow(tiles.radio, ("max_num_tiles", "use_thumbnail")),
     **dict.fromkeys(
-        ("MiniCPMV", "MiniCPMO"), Row(tiles.slices(1), ("max_slice_nums",), most=True, video=fewer_run)
+        ("MiniCPMV", "MiniCPMO"), TowerRow(tiles.slices(1), ("max_slice_nums",), most=True, video=fewer_run)
     ),
     **dict.fromkeys(
         ("MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"),
-        Row(tiles.slices(4), ("max_slice_nums",), most=True, video=_sliced_frames, video_sides=True),
+        TowerRow(tiles.slices(4), ("max_slice_nums",), most=True, video=_sliced_frames, video_sides=True),
     ),
     **dict.fromkeys(
         ("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
-        Row(whole.ovis2_5, ("min_pixels", "max_pixels"), video=fewer_counted),
+        TowerRow(whole.ovis2_5, ("min_pixels", "max_pixels"), video=fewer_counted),
     ),
-    "LlavaNextVideoForConditionalGeneration": Row(video=fewer_counted),
-    "AudioFlamingo3ForConditionalGeneration": Row(sound=sounds.flamingo),
-    "GlmAsrForConditionalGeneration": Row(sound=sounds.glm),
-    "MossTranscribeDiarizeForConditionalGeneration": Row(sound=sounds.moss_windows),
-    "VoxtralForConditionalGeneration": Row(sound=sounds.voxtral),
+    "LlavaNextVideoForConditionalGeneration": TowerRow(video=fewer_counted),
+    "AudioFlamingo3ForConditionalGeneration": TowerRow(sound=sounds.flamingo),
+    "GlmAsrForConditionalGeneration": TowerRow(sound=sounds.glm),
+    "MossTranscribeDiarizeForConditionalGeneration": TowerRow(sound=sounds.moss_windows),
+    "VoxtralForConditionalGeneration": TowerRow(sound=sounds.voxtral),
     **dict.fromkeys(
         ("GraniteSpeechForConditionalGeneration", "GraniteSpeechPlusForConditionalGeneration"),
-        Row(sound=sounds.granite),
+        TowerRow(sound=sounds.granite),
     ),
-    "FireRedASR2ForConditionalGeneration": Row(sound=sounds.fire_red),
-    "FunASRForConditionalGeneration": Row(sound=sounds.fun_asr),
-    "MiDashengLMModel": Row(sound=sounds.midasheng),
+    "FireRedASR2ForConditionalGeneration": TowerRow(sound=sounds.fire_red),
+    "FunASRForConditionalGeneration": TowerRow(sound=sounds.fun_asr),
+    "MiDashengLMModel": TowerRow(sound=sounds.midasheng),
     **dict.fromkeys(
-        ("Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"), Row(sound=sounds.qwen3)
+        ("Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"), TowerRow(sound=sounds.qwen3)
     ),
-    "MossAudioModel": Row(sound=sounds.moss_audio),
+    "MossAudioModel": TowerRow(sound=sounds.moss_audio),
     **dict.fromkeys(
         (
             # 30 s however long the sound is
@@ -195,7 +197,7 @@ STATED: dict[str, Row] = {
             # its layers run with the language model's
             "VoxtralRealtimeGeneration",
         ),
-        Row(),
+        TowerRow(),
     ),
     **dict.fromkeys(
         (
@@ -214,17 +216,17 @@ STATED: dict[str, Row] = {
             "LlavaForConditionalGeneration",
             "PaliGemmaForConditionalGeneration",
         ),
-        Row(),
+        TowerRow(),
     ),
 }
 """Architecture -> how stated sizes act; those of Qwen and GLM have functions of their own."""
 
 
-def _anything(asked: Asked) -> Way:
+def _anything(asked: StatedSizes) -> SizeRule:
     raise AssertionError  # planned by functions of its own
 
 
-QWENS = Row(_anything, PIXELS, video=fewer_run, video_sides=True)
+QWENS = TowerRow(_anything, PIXELS, video=fewer_run, video_sides=True)
 """Qwen's and its kin's (`kvplan/memory/item_sizes.py`)."""
 GLMS = QWENS
 """GLM's (`kvplan/memory/glm_items.py`)."""

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 
 from kvplan.ground.errors import KvplanError
-from kvplan.memory.stated.ways import FLAG, Asked, Made, Way
+from kvplan.memory.stated.ways import FLAG, MadeItem, SizeRule, StatedSizes
 
 Grid = tuple[int, int]
 """Columns and rows of tiles."""
@@ -41,7 +41,7 @@ def closest(width: int, height: int, grids: list[Grid], side: int) -> Grid:
 TILE_KEYS = ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail")
 
 
-def dynamic(asked: Asked) -> Way:
+def dynamic(asked: StatedSizes) -> SizeRule:
     """InternVL's own: between the least and the most tiles, and the picture whole (vLLM 0.32 `models/internvl.py`)."""
     if asked.told and asked.facts.get(
         "tile_frames"
@@ -56,18 +56,18 @@ def dynamic(asked: Asked) -> Way:
         least = most = 1
     whole, grids = asked.flag("use_thumbnail", True), tilings(least, most)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         wide, tall = closest(width, height, grids, side)
         tiles = wide * tall + (whole and wide * tall > 1)
-        return Made(tiles * asked.facts["tile_patches"], tiles * asked.facts["tile_tokens"])
+        return MadeItem(tiles * asked.facts["tile_patches"], tiles * asked.facts["tile_tokens"])
 
     wide, tall = max(grids, key=lambda grid: grid[0] * grid[1])  # the first of those
-    return Way(wide * side, tall * side, made)
+    return SizeRule(wide * side, tall * side, made)
 
 
-def _counted(asked: Asked, tiles: int, most: int) -> Made:
+def _counted(asked: StatedSizes, tiles: int, most: int) -> MadeItem:
     """Of so many tiles; facts are of `most`."""
-    return Made(asked.facts["patches"] // most * tiles, asked.facts["tokens"] // most * tiles)
+    return MadeItem(asked.facts["patches"] // most * tiles, asked.facts["tokens"] // most * tiles)
 
 
 def _with_whole(grid: Grid) -> int:
@@ -76,7 +76,7 @@ def _with_whole(grid: Grid) -> int:
     return tiles + (tiles > 1)
 
 
-def cropped(asked: Asked) -> Way:
+def cropped(asked: StatedSizes) -> SizeRule:
     """InternVL's in transformers: the tiling nearest to the picture's proportions.
 
     Source: vLLM 0.32 `models/interns1.py: get_image_size_with_most_features`, transformers'
@@ -87,15 +87,15 @@ def cropped(asked: Asked) -> Way:
     crops = asked.flag("crop_to_patches", True) and most > 1
     known = sorted(tilings(least, most), key=lambda grid: (grid[0] * grid[1], grid[0]))
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         return _counted(asked, _with_whole(closest(width, height, known, side)) if crops else 1, 13)
 
     offered = tilings(least, most + 1 if crops else most)
     wide, tall = max(offered, key=lambda grid: made(grid[0] * side, grid[1] * side).tokens)
-    return Way(wide * side, tall * side, made)
+    return SizeRule(wide * side, tall * side, made)
 
 
-def least_upscaled(asked: Asked) -> Way:
+def least_upscaled(asked: StatedSizes) -> SizeRule:
     """Cohere's: the tiling that needs the least growth, or of those that shrink it the least shrinkage.
 
     Source: vLLM 0.32 `models/cohere2_vision.py`, transformers' `Cohere2VisionImageProcessor`.
@@ -103,10 +103,10 @@ def least_upscaled(asked: Asked) -> Way:
     side, most = asked.facts["image"], asked.count("max_patches", 12)
     crops = asked.flag("crop_to_patches", True) and most > 1
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         return _counted(asked, _with_whole(_grown(width, height, side, most)) if crops else 1, 13)
 
-    return Way(side, side * most, made)
+    return SizeRule(side, side * most, made)
 
 
 def _grown(width: int, height: int, side: int, most: int) -> Grid:
@@ -118,7 +118,7 @@ def _grown(width: int, height: int, side: int, most: int) -> Grid:
     return grids[best]
 
 
-def canvas(asked: Asked) -> Way:
+def canvas(asked: StatedSizes) -> SizeRule:
     """Llama 4's: the canvas of tiles that distorts nothing, with the least growth and then the least area.
 
     Source: vLLM 0.32 `models/mllama4.py`, transformers' `Llama4ImageProcessor: get_best_fit` (scales in float32).
@@ -126,10 +126,10 @@ def canvas(asked: Asked) -> Way:
     side, most = asked.facts["image"], asked.count("max_patches", 16)
     largest = asked.flag("resize_to_max_canvas", False)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         return _counted(asked, _with_whole(_best_fit(width, height, side, most, largest)), 17)
 
-    return Way(side, most * side, made)
+    return SizeRule(side, most * side, made)
 
 
 def _best_fit(width: int, height: int, side: int, most: int, largest: bool) -> Grid:
@@ -146,7 +146,7 @@ def _single(number: float) -> float:
     return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
-def split(asked: Asked) -> Way:
+def split(asked: StatedSizes) -> SizeRule:
     """Idefics 3's and SmolVLM's: the longer side grows to `size`, then both are cut.
 
     Source: vLLM 0.32 `models/idefics3.py`, transformers' `Idefics3ImageProcessor.get_number_of_image_patches`.
@@ -154,17 +154,17 @@ def split(asked: Asked) -> Way:
     side, most = asked.facts["side"], asked.edge("longest_edge", 4 * asked.facts["side"])
     cut = asked.flag("do_image_splitting", True)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         long, short = max(width, height), min(width, height)
         short = max(int(most / (long / short)) if width >= height else int(most * (short / long)), 1)
         short += short % 2
         tiles = -(-most // side) * -(-short // side)
         return _counted(asked, tiles + 1 if cut and most > side else 1, 17)
 
-    return Way(side, side, made)
+    return SizeRule(side, side, made)
 
 
-def crops_of_336(asked: Asked) -> Way:
+def crops_of_336(asked: StatedSizes) -> SizeRule:
     """Phi-3 Vision's: run as `num_crops` and the whole, filled up; counted by the crops that the picture has.
 
     Source: vLLM 0.32 `models/phi3v.py: get_image_size_with_most_features`; `calc_hd_transform_size` of Phi-3 Vision's
@@ -173,7 +173,7 @@ def crops_of_336(asked: Asked) -> Way:
     most = asked.count("num_crops", 4)
     each = asked.facts["patches"] // 5
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         long, short = max(width, height), min(width, height)
         ratio = long / short
         across = 1
@@ -182,19 +182,19 @@ def crops_of_336(asked: Asked) -> Way:
         across -= 1
         down = math.ceil(int(across * 336 / ratio) / 336)
         rows = across if width < height else down
-        return Made((most + 1) * each, (across * down + 1) * 144 + 1 + (rows + 1) * 12)
+        return MadeItem((most + 1) * each, (across * down + 1) * 144 + 1 + (rows + 1) * 12)
 
-    return Way(50, 8000, made)
+    return SizeRule(50, 8000, made)
 
 
-def crops_of_448(asked: Asked) -> Way:
+def crops_of_448(asked: StatedSizes) -> SizeRule:
     """Phi-4 Multimodal's: squares of 448 and the whole, tokens of padding left out, an end to each row.
 
     Source: vLLM 0.32 `models/phi4mm.py: _find_target_aspect_ratio, _compute_num_image_tokens`.
     """
     most = asked.count("dynamic_hd", 36)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         across, down = -(-width // 448), -(-height // 448)
         if across * down > most:
             across, down = closest(width, height, tilings(1, most), 448)
@@ -202,23 +202,23 @@ def crops_of_448(asked: Asked) -> Way:
         padding = across * 448 - int(width * scale), down * 448 - int(height * scale)
         columns, rows = (32 * n - pad // 14 for n, pad in zip((across, down), padding, strict=True))
         columns, rows = -(-columns // 2), -(-rows // 2)
-        return Made((across * down + 1) * 1024, 256 + 1 + rows * columns + rows + 16)
+        return MadeItem((across * down + 1) * 1024, 256 + 1 + rows * columns + rows + 16)
 
-    return Way(448, 448 * most, made)
+    return SizeRule(448, 448 * most, made)
 
 
-def windows(asked: Asked) -> Way:
+def windows(asked: StatedSizes) -> SizeRule:
     """Step's: windows of 504 over a picture of 3,024 at most, and the whole.
 
     Source: vLLM 0.32 `transformers_utils/processors/step3_vl.py: ImagePatcher`.
     """
     window, whole = asked.facts["window_patches"], asked.facts["whole_patches"]
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         tiles, ends = _step_windows(width, height) if window else (0, 0)
-        return Made(max(whole, tiles * window), 169 + 2 + tiles * (81 + 2) + ends)  # one behind the other
+        return MadeItem(max(whole, tiles * window), 169 + 2 + tiles * (81 + 2) + ends)  # one behind the other
 
-    return Way(3024, 3024, made)
+    return SizeRule(3024, 3024, made)
 
 
 def _step_windows(width: int, height: int) -> tuple[int, int]:
@@ -244,7 +244,7 @@ def _whole_windows(side: int, size: int) -> int:
     return side // size + (side / size - side // size > 0.2)
 
 
-def covering(asked: Asked) -> Way:
+def covering(asked: StatedSizes) -> SizeRule:
     """Ovis': the fewest parts that cover nine tenths of the picture; with the whole, and marks about them.
 
     Source: vLLM 0.32 `transformers_utils/processors/ovis.py: preprocess_image, construct_image_indicators`.
@@ -253,15 +253,15 @@ def covering(asked: Asked) -> Way:
     threshold = asked.number("covering_threshold", 0.9)
     each, tokens = asked.facts["patches"] // 10, (asked.facts["tokens"] - 11) // 10
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         rows, columns = _covered(width, height, side, most, threshold)
         parts = rows * columns
         marks = 4 + (parts - 1 if parts > 1 else 0) - 1
         whole = parts + (parts > 1)
-        return Made(whole * each, whole * tokens + marks)
+        return MadeItem(whole * each, whole * tokens + marks)
 
     edge = 9 * side * asked.facts["stride"]
-    return Way(edge, edge, made)
+    return SizeRule(edge, edge, made)
 
 
 def _covered(width: int, height: int, side: int, most: int, threshold: float) -> Grid:
@@ -288,7 +288,7 @@ def _shrunk(height: int, width: int, side: int) -> float:
 
 def overlapping(
     crops: int, window: int, joint: Callable[[int, int], int], *, whole: int
-) -> Callable[[Asked], Way]:
+) -> Callable[[StatedSizes], SizeRule]:
     """Molmo's: crops whose windows of `window` pixels lie side by side, eight patches about them, and the whole.
 
     `joint`: tokens of columns and rows of crops; `whole`: of the picture beside them. Source: vLLM 0.32
@@ -296,16 +296,16 @@ def overlapping(
     """
     margins = 8 * 14
 
-    def way(asked: Asked) -> Way:
+    def way(asked: StatedSizes) -> SizeRule:
         most, each = asked.count("max_crops", crops), asked.facts["patches"] // (crops + 1)
 
-        def made(width: int, height: int) -> Made:
+        def made(width: int, height: int) -> MadeItem:
             rows, columns = _nearest(width - margins, height - margins, window, most)
-            return Made((rows * columns + 1) * each, joint(columns, rows) + whole)
+            return MadeItem((rows * columns + 1) * each, joint(columns, rows) + whole)
 
         step, more = (336, 0) if window == 224 else (window, margins)  # Molmo's class leaves margins out
         sides = [(w * step + more, h * step + more) for w, h in _ascending(most)]
-        return Way(*max(sides, key=lambda s: made(*s).tokens), made)
+        return SizeRule(*max(sides, key=lambda s: made(*s).tokens), made)
 
     return way
 
@@ -337,7 +337,7 @@ molmo2 = overlapping(8, 266, _with_row_ends, whole=14 * 15 + 4)
 """27 x 27 patches; an end to each row, four marks."""
 
 
-def candidates(asked: Asked) -> Way:
+def candidates(asked: StatedSizes) -> SizeRule:
     """DeepSeek-VL2's: the candidate resolution that keeps the most of the picture, and the whole.
 
     Source: vLLM 0.32 `models/deepseek_vl2.py: get_num_image_tokens, get_image_size_with_most_features`.
@@ -345,14 +345,14 @@ def candidates(asked: Asked) -> Way:
     side, grid = asked.facts["side"], asked.facts["grid"]
     each = asked.facts["tile_patches"]
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         wide, tall = _best(width, height, asked.shapes)
         across, down = wide // side, tall // side
         tokens = grid * (grid + 1) + down * grid * (across * grid + 1) + 1
-        return Made((across * down + 1) * each, tokens)
+        return MadeItem((across * down + 1) * each, tokens)
 
     sides = [(b, a) for a, b in asked.shapes]  # it takes their heights for widths
-    return Way(*max(sides, key=lambda s: made(*s).tokens), made)
+    return SizeRule(*max(sides, key=lambda s: made(*s).tokens), made)
 
 
 def _best(width: int, height: int, shapes: tuple[Grid, ...]) -> Grid:
@@ -369,7 +369,7 @@ def _best(width: int, height: int, shapes: tuple[Grid, ...]) -> Grid:
     return max(shapes, key=kept)
 
 
-def pinpoints(shown: Grid | None = None, *, cut: bool = False) -> Callable[[Asked], Way]:
+def pinpoints(shown: Grid | None = None, *, cut: bool = False) -> Callable[[StatedSizes], SizeRule]:
     """LLaVA-NeXT's: the pinpoint that keeps the most of the picture, its padding left out, an end to each row.
 
     `shown`: width and height that are profiled, where it is not the pinpoint of most tokens; `cut`: features of so many
@@ -378,17 +378,17 @@ def pinpoints(shown: Grid | None = None, *, cut: bool = False) -> Callable[[Aske
     _get_num_unpadded_features, get_image_size_with_most_features`.
     """
 
-    def way(asked: Asked) -> Way:
+    def way(asked: StatedSizes) -> SizeRule:
         sides = tuple((wide, tall) for tall, wide in asked.shapes or _usual(asked.facts["side"]))
         each = asked.facts["tile_patches"]
 
-        def made(width: int, height: int) -> Made:
+        def made(width: int, height: int) -> MadeItem:
             across, down = (n // asked.facts["side"] for n in _best(width, height, sides))
             kept = asked.facts["kept_tiles"] if cut else 0
             tokens = _unpadded((width, height), (across, down), asked.facts["grid"], kept)
-            return Made((across * down + 1) * each, tokens + asked.facts["whole_tokens"])
+            return MadeItem((across * down + 1) * each, tokens + asked.facts["whole_tokens"])
 
-        return Way(*(shown or max(sides, key=lambda s: made(*s).tokens)), made)
+        return SizeRule(*(shown or max(sides, key=lambda s: made(*s).tokens)), made)
 
     return way
 
@@ -413,34 +413,34 @@ def _unpadded(sides: Grid, tiles: Grid, each: int, kept: int) -> int:
     return (wide + 1) * tall
 
 
-def radio(asked: Asked) -> Way:
+def radio(asked: StatedSizes) -> SizeRule:
     """Nemotron's: InternVL's way under `max_num_tiles`; tilers that follow the context make one of everything.
 
     Source: vLLM 0.32 `models/nano_nemotron_vl.py: get_dummy_image_size_and_max_tokens`, `nemotron_vl.py`.
     """
     side, most = asked.facts["tile_side"], asked.facts["tiles"] - 1
     if not most:
-        whole = Made(asked.facts["patches"], asked.facts["tokens"])
-        return Way(side, side, lambda width, height: whole)
+        whole = MadeItem(asked.facts["patches"], asked.facts["tokens"])
+        return SizeRule(side, side, lambda width, height: whole)
     grids, thumbnail = tilings(1, asked.count("max_num_tiles", most)), asked.flag("use_thumbnail", True)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         wide, tall = closest(width, height, grids, side)
         found = wide * tall + (thumbnail and wide * tall > 1)
-        return Made(found * asked.facts["tile_patches"], found * asked.facts["tile_tokens"])
+        return MadeItem(found * asked.facts["tile_patches"], found * asked.facts["tile_tokens"])
 
     wide, tall = max(grids, key=lambda grid: grid[0] * grid[1])
-    return Way(wide * side, tall * side, made)
+    return SizeRule(wide * side, tall * side, made)
 
 
-def slices(joined: int) -> Callable[[Asked], Way]:
+def slices(joined: int) -> Callable[[StatedSizes], SizeRule]:
     """MiniCPM-V's: slices of about 448 x 448 whose number and proportions fit the picture, and the whole.
 
     Sides are whole groups of `joined` patches; all are filled up to the larger. Source: vLLM 0.32 `models/minicpmv.py`,
     transformers' `MiniCPMV4_6ImageProcessor: get_sliced_grid, find_best_resize, get_refine_size`, as MiniCPM-V's own.
     """
 
-    def way(asked: Asked) -> Way:
+    def way(asked: StatedSizes) -> SizeRule:
         side, patch, most = asked.facts["side"], asked.facts["patch"], asked.count("max_slice_nums", 9)
         unit, queries = patch * joined, asked.facts.get("queries", 0)
 
@@ -452,18 +452,18 @@ def slices(joined: int) -> Callable[[Asked], Way]:
             across, down = (max(round(n / unit) * unit, unit) // patch for n in (width, height))
             return across * down
 
-        def made(width: int, height: int) -> Made:
+        def made(width: int, height: int) -> MadeItem:
             wide, tall = _sliced(width, height, side, most)
             if wide * tall == 1:
                 whole = resized(width, height, grow=True)
-                return Made(whole, queries or whole // 16)
+                return MadeItem(whole, queries or whole // 16)
             whole = resized(width, height, grow=False)
             across, down = (max(round(n / parts), 1) for n, parts in ((width, wide), (height, tall)))
             each = resized(across, down, grow=True)
             tokens = queries * (wide * tall + 1) or whole // 16 + wide * tall * (each // 16)
-            return Made((wide * tall + 1) * max(whole, each), tokens)
+            return MadeItem((wide * tall + 1) * max(whole, each), tokens)
 
-        return Way(side, side * asked.facts["slices"], made)
+        return SizeRule(side, side * asked.facts["slices"], made)
 
     return way
 

@@ -12,7 +12,7 @@ FLAG = "--mm-processor-kwargs"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StatedSizes:
     """A tower's facts, those of its largest item among them, and what flags tell its processor."""
 
     facts: Mapping[str, int]
@@ -43,25 +43,25 @@ class Asked:
 
     def edge(self, key: str, default: int) -> int:
         """A number of pixels in `size`."""
-        return Asked(self.facts, self.told.get("size", {})).count(key, default)
+        return StatedSizes(self.facts, self.told.get("size", {})).count(key, default)
 
 
-class Made(NamedTuple):
+class MadeItem(NamedTuple):
     """What a processor makes of a picture."""
 
     patches: int
     tokens: int
 
 
-class Way(NamedTuple):
+class SizeRule(NamedTuple):
     """The picture that start-up profiles where none is stated, and what is made of one of any sides."""
 
     width: int
     height: int
-    made: Callable[[int, int], Made]
+    made: Callable[[int, int], MadeItem]
     """Of width and height."""
 
-    def clipped(self, told: Mapping[str, int]) -> Made:
+    def clipped(self, told: Mapping[str, int]) -> MadeItem:
         """Of the profiled picture once sides are stated, which never grow."""
         width, height = (
             min(self.width, told.get("width", self.width)),
@@ -77,7 +77,7 @@ class Shown(NamedTuple):
     """With those of the picture as stated."""
     told: Mapping[str, int]
     """Sizes that are stated of a video."""
-    way: Way | None
+    way: SizeRule | None
     """Of pictures."""
     limits: Mapping[str, int]
     """Pictures and videos that a prompt may have."""
@@ -91,16 +91,16 @@ class Shown(NamedTuple):
         return self.told.get("num_frames", 0)
 
     @property
-    def frame(self) -> Made:
+    def frame(self) -> MadeItem:
         """A frame of the largest picture's sides, or of those that are stated."""
         assert self.way is not None
         return self.way.clipped(self.told)
 
 
-class Row(NamedTuple):
+class TowerRow(NamedTuple):
     """How stated sizes act on one tower (vLLM 0.32)."""
 
-    way: Callable[[Asked], Way] | None = None
+    way: Callable[[StatedSizes], SizeRule] | None = None
     """None: of every picture the same is made."""
     keys: tuple[str, ...] = ()
     """Of --mm-processor-kwargs, that act."""

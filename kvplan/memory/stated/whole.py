@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 from kvplan.ground.errors import KvplanError
-from kvplan.memory.stated.ways import FLAG, Asked, Made, Way
+from kvplan.memory.stated.ways import FLAG, MadeItem, SizeRule, StatedSizes
 
 SOFT_TOKENS = (70, 140, 280, 560, 1120)
 """What Gemma 4's processors may make of a picture."""
 
 
-def pan_and_scan(asked: Asked) -> Way:
+def pan_and_scan(asked: StatedSizes) -> SizeRule:
     """Gemma 3's: crops of a long picture beside the whole, 256 tokens each.
 
     Source: vLLM 0.32 `models/gemma3_mm.py: get_num_crops, get_image_size_with_most_features`; defaults of
@@ -32,24 +32,24 @@ def pan_and_scan(asked: Asked) -> Way:
         found = min(most, max(2, min(long // least, math.floor(long / short + 0.5))))
         return found if min(math.ceil(long / found), short) >= least else 0
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         pictures = crops(width, height) + 1
-        return Made(pictures * patches, pictures * tokens)
+        return MadeItem(pictures * patches, pictures * tokens)
 
-    return Way(side, most * side, made)
+    return SizeRule(side, most * side, made)
 
 
-def soft_tokens(asked: Asked) -> Way:
+def soft_tokens(asked: StatedSizes) -> SizeRule:
     """Gemma 4's: patches for so many tokens, filled up whatever the picture (vLLM 0.32 `models/gemma4_mm.py`)."""
     patches, tokens = asked.facts["patches"], asked.facts["tokens"]
     told = asked.count("max_soft_tokens", tokens)
     if told not in SOFT_TOKENS:
         known = ", ".join(map(str, SOFT_TOKENS))
         raise KvplanError(f"{FLAG}: max_soft_tokens {told}: Gemma 4's processors take {known}")
-    return Way(224, 224, lambda width, height: Made(patches // tokens * told, told))
+    return SizeRule(224, 224, lambda width, height: MadeItem(patches // tokens * told, told))
 
 
-def pixtral(asked: Asked) -> Way:
+def pixtral(asked: StatedSizes) -> SizeRule:
     """Pixtral's: the longer side within a limit, both rounded up to whole tokens.
 
     Source: vLLM 0.32 `models/mistral3.py: get_vision_encoder_info, get_patch_grid_size`.
@@ -58,12 +58,12 @@ def pixtral(asked: Asked) -> Way:
     return _rounded_up(asked, most, most)
 
 
-def pixtral_by_config(asked: Asked) -> Way:
+def pixtral_by_config(asked: StatedSizes) -> SizeRule:
     """LightOnOCR's: run by the processor's limit, counted by the config's (vLLM 0.32 `models/lightonocr.py`)."""
     return _rounded_up(asked, asked.facts["side"], asked.edge("longest_edge", asked.facts["side"]))
 
 
-def _rounded_up(asked: Asked, counted: int, run: int) -> Way:
+def _rounded_up(asked: StatedSizes, counted: int, run: int) -> SizeRule:
     joined = asked.facts.get("joined", 4)
     unit = asked.facts["patch"] * math.isqrt(joined)
 
@@ -72,26 +72,28 @@ def _rounded_up(asked: Asked, counted: int, run: int) -> Way:
         width, height = (math.floor(side / ratio) for side in (width, height))
         return -(-width // unit) * -(-height // unit)
 
-    return Way(counted, counted, lambda w, h: Made(tokens(w, h, run) * joined, tokens(w, h, counted)))
+    return SizeRule(
+        counted, counted, lambda w, h: MadeItem(tokens(w, h, run) * joined, tokens(w, h, counted))
+    )
 
 
-def kimi_vl(asked: Asked) -> Way:
+def kimi_vl(asked: StatedSizes) -> SizeRule:
     """Kimi-VL's: shrunk to the limit of patches, padded to whole tokens (vLLM 0.32 `models/kimi_vl.py`)."""
     patch = asked.facts["patch"]
     unit, limit = 2 * patch, asked.count("in_token_limit", 16384)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         patches = (width // patch) * (height // patch)
         if patches > limit:
             scale = math.sqrt(limit / patches)
             width, height = int(width * scale), int(height * scale)
         tokens = -(-width // unit) * -(-height // unit)
-        return Made(4 * tokens, tokens)
+        return MadeItem(4 * tokens, tokens)
 
-    return Way(1024, 1024, made)
+    return SizeRule(1024, 1024, made)
 
 
-def kimi_k3(asked: Asked) -> Way:
+def kimi_k3(asked: StatedSizes) -> SizeRule:
     """Kimi K3's: shrunk to 65,536 patches and 512 a side, padded to whole tokens.
 
     Source: vLLM 0.32 `models/kimi_k3/common/mm_preprocess.py: get_max_image_size`, `processors/
@@ -100,16 +102,16 @@ def kimi_k3(asked: Asked) -> Way:
     patch, limit, side = asked.facts["patch"], 65536, 512
     unit, edge = 2 * patch, side * patch
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         scale = min(1.0, math.sqrt(limit / (max(1.0, width // patch) * max(1.0, height // patch))))
         scale = min(scale, edge / width, edge / height)
         width, height = (min(max(1, int(n * scale)), edge) for n in (width, height))
         tokens = -(-width // unit) * -(-height // unit)
-        return Made(4 * tokens, tokens)
+        return MadeItem(4 * tokens, tokens)
 
     steps = [min((n + 1) * patch - 1, edge) for n in range(side + 1)]
     largest = max(((w, h) for i, w in enumerate(steps) for h in steps[i:]), key=lambda s: made(*s).tokens)
-    return Way(*largest, made)
+    return SizeRule(*largest, made)
 
 
 Sides = tuple[int, int]
@@ -123,7 +125,7 @@ def within(
     exact: bool = False,
     lengthened: bool = False,
     rows_first: bool = False,
-) -> Callable[[Asked], Way]:
+) -> Callable[[StatedSizes], SizeRule]:
     """Pictures within so many pixels, at least and at most, in whole tokens: Qwen's way and its kin.
 
     `exact`: the largest has as many tokens as the limit, of sides as equal as they can be; else it is a square that is
@@ -132,7 +134,7 @@ def within(
     `ernie45_vl.py`, `paddleocr_vl.py: smart_resize, _get_vision_info`.
     """
 
-    def way(asked: Asked) -> Way:
+    def way(asked: StatedSizes) -> SizeRule:
         joined = asked.facts.get("joined", 4)
         unit = asked.facts["patch"] * math.isqrt(joined)
         bounds = (
@@ -140,19 +142,19 @@ def within(
             asked.count("max_pixels", asked.edge(edges[1], limits[1])),
         )
 
-        def made(width: int, height: int) -> Made:
+        def made(width: int, height: int) -> MadeItem:
             tokens = _resized(width, height, unit, bounds, lengthened)
-            return Made(tokens * joined, tokens)
+            return MadeItem(tokens * joined, tokens)
 
         if rows_first:  # as many whole columns as rows of the square leave
             tokens = bounds[1] // unit**2
             rows = math.isqrt(tokens)
-            return Way(tokens // rows * unit, rows * unit, made)
+            return SizeRule(tokens // rows * unit, rows * unit, made)
         if not exact:
             side = math.floor(math.sqrt(bounds[1]) / unit) * unit
-            return Way(side, side, made)
+            return SizeRule(side, side, made)
         rows, columns = _factors(bounds[1] // unit**2)
-        return Way(columns * unit, rows * unit, made)
+        return SizeRule(columns * unit, rows * unit, made)
 
     return way
 
@@ -185,14 +187,14 @@ def _resized(width: int, height: int, unit: int, bounds: Sides, lengthened: bool
     return across * down
 
 
-def ovis2_5(asked: Asked) -> Way:
+def ovis2_5(asked: StatedSizes) -> SizeRule:
     """Ovis 2.5's: 1,792 x 1,792 at most, in whole tokens, and two marks (vLLM 0.32 `processors/ovis2_5.py:
     smart_resize, construct_visual_placeholders`)."""
     joined = asked.facts["joined"]
     unit = asked.facts["patch"] * math.isqrt(joined)
     bounds = asked.count("min_pixels", 448**2), asked.count("max_pixels", 1792**2)
 
-    def made(width: int, height: int) -> Made:
+    def made(width: int, height: int) -> MadeItem:
         if min(width, height) < unit:
             grow = unit / min(width, height)
             width, height = (unit if side < unit else round(side * grow) for side in (width, height))
@@ -205,6 +207,6 @@ def ovis2_5(asked: Asked) -> Way:
         elif across * down * unit**2 < bounds[0]:
             grow = math.sqrt(bounds[0] / (width * height))
             across, down = (math.ceil(side * grow / unit) for side in (width, height))
-        return Made(across * down * joined, across * down + 2)
+        return MadeItem(across * down * joined, across * down + 2)
 
-    return Way(1792, 1792, made)
+    return SizeRule(1792, 1792, made)
