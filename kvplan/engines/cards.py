@@ -10,7 +10,8 @@ from kvplan.ground.gpu import GpuSpec, get_gpu, split_count
 def cards(text: str, args: EngineArgs | None = None) -> tuple[GpuSpec, EngineArgs]:
     """The card, and the flags: `2xh100` is tensor-parallel over 2 where the flags name no parallel size.
 
-    Raises KvplanError for a card that nobody knows, and for fewer cards than the parallel sizes take.
+    Raises KvplanError for a card that nobody knows, and for fewer cards, on each of `nnodes` machines,
+    than the parallel sizes take.
     """
     count, name = split_count(text)
     args = args or EngineArgs()
@@ -18,7 +19,7 @@ def cards(text: str, args: EngineArgs | None = None) -> tuple[GpuSpec, EngineArg
     asked *= args.prefill_context_parallel_size
     if count > 1 and asked == 1:
         return get_gpu(name), args.model_copy(update={"tensor_parallel_size": count})
-    if name != text and count < asked:
+    if name != text and count * args.nnodes < asked:
         raise KvplanError(
             f"--gpu {text}: {count} card{'s' * (count > 1)}, the parallel sizes ask for {asked}"
         )

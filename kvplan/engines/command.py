@@ -21,7 +21,7 @@ from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count, as_none
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
-from kvplan.engines.shell_words import image_version, start_of, words_of
+from kvplan.engines.shell_words import image_version, num_starts, start_of, words_of
 from kvplan.engines.some_values import about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
@@ -46,6 +46,9 @@ NOT_PLANNED = {
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
 OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}
 """Fields that are flags of vLLM's -> the flag."""
+
+
+OTHERS_TOO = "more than one engine is started; the first is planned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,12 @@ def read_command(text: str | Sequence[str]) -> Command:
     environment = {name: said for name, said in environment.items() if name not in used or name in VARIABLES}
     if engine == "vllm":
         version = image_version(words)
-        notes = (f"planned as vLLM {version}, the image's version",) if version else ()
+        notes = [f"planned as vLLM {version}, the image's version"] if version else []
+        notes += [OTHERS_TOO] if num_starts(words) > 1 else []
         found = _vllm(rest, environment)
         return replace(found, version=version, notes=(*found.notes, *notes))
-    return _other(engine, rest, environment)
+    found = _other(engine, rest, environment)
+    return replace(found, notes=(*found.notes, OTHERS_TOO)) if num_starts(words) > 1 else found
 
 
 # ---- vLLM

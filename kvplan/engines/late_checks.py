@@ -37,7 +37,7 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
         )
     _check_environment(model, args)
     _check_sampling(args)
-    _check_interleaving(args)
+    _check_interleaving(model, args)
     tp = args.tensor_parallel_size
     if args.enable_batch_sharded_sampling and tp == 1:
         raise KvplanError(
@@ -94,10 +94,11 @@ def _check_sampling(args: ResolvedArgs) -> None:
         )
 
 
-def _check_interleaving(args: ResolvedArgs) -> None:
-    """`config/vllm.py: validate_block_size`."""
-    size, block = args.cp_kv_cache_interleave_size, args.block_size
-    if args.decode_context_parallel_size > 1 and block is not None and block % size:
+def _check_interleaving(model: ModelSpec, args: ResolvedArgs) -> None:
+    """`config/vllm.py: validate_block_size`; latent attention's kernels take blocks of 64, others of 16."""
+    latent = any(mixer.is_latent for layer in model.layers for mixer in layer.mixers)
+    size, block = args.cp_kv_cache_interleave_size, args.block_size or (64 if latent else 16)
+    if args.decode_context_parallel_size > 1 and block % size:
         raise KvplanError(f"--cp-kv-cache-interleave-size {size} must divide the block size, {block}")
 
 

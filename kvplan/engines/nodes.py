@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.tables import counted
 
 
 class Spread(NamedTuple):
@@ -40,7 +41,8 @@ class Spread(NamedTuple):
             if does
         ]
         said = f"{' and '.join(crossing)} cross" if crossing else "nothing of a step crosses"
-        return f"Over {self.num_machines} machines of {self.gpus_each} GPUs: {said} the network."
+        gpus = counted(self.gpus_each, "GPU")
+        return f"Over {self.num_machines} machines of {gpus}: {said} the network."
 
 
 def find_spread(args: EngineArgs, *, moe: bool = False) -> Spread:

@@ -32,8 +32,8 @@ class Pooling(NamedTuple):
         return self.sequences == "LAST" and self.tokens != "STEP"
 
     def __str__(self) -> str:
-        """E.g. classifies by the last token."""
-        does = {"none": "scores", "embed": "embeds", "classify": "classifies"}[self.convert]
+        """E.g. classifies (LAST of the tokens, LAST of a sequence)."""
+        does = {"none": "pools", "embed": "embeds", "classify": "classifies"}[self.convert]
         return f"{does} ({self.tokens} of the tokens, {self.sequences} of a sequence)"
 
 

@@ -111,7 +111,8 @@ def _manifest(text: str) -> list[str]:
         image = str(container.get("image") or "")
         if words:
             known = any(part in image for part in IMAGES) and not _starts_later(words)
-            return [*_container_environment(container), *(("docker", "run", image) if known else ()), *words]
+            named = ("docker", "run", image) if known else (image,) if image else ()
+            return [*_container_environment(container), *named, *words]
     return []
 
 
@@ -160,7 +161,7 @@ def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
     """
     environment: dict[str, str] = {}
     for i, word in enumerate(words):
-        if pair := re.fullmatch(r"([A-Za-z_]\w*)(\+?)=(.*)", word, re.DOTALL):
+        if pair := re.fullmatch(r"([A-Za-z_]\w*)(\+?)=(?!=)(.*)", word, re.DOTALL):
             before = f"{environment.get(pair[1], '')} " if pair[2] else ""
             environment[pair[1]] = before + filled(pair[3], environment)
         elif found := _start_at(words, i):
@@ -176,6 +177,11 @@ def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
     raise NoStart(
         "no engine is started: paste vllm serve MODEL ..., python -m sglang.launch_server ... or trtllm-serve MODEL ..."
     )
+
+
+def num_starts(words: list[str]) -> int:
+    """Engines that the words start one after another; those within a word are not counted."""
+    return sum(bool(_start_at(words, i)) for i in range(len(words)))
 
 
 def _start_at(words: list[str], i: int) -> str:

@@ -107,6 +107,13 @@ WORDS: dict[str, tuple[Word, ...]] = {
         ),
         _switch_off("async_scheduling", "disable_overlap_schedule"),
         _expert_ranks("ep_size"),
+        Word("nnodes", "nnodes"),
+        Word(
+            "runner",
+            "is_embedding",
+            write=lambda told, _: True if told == "pooling" else SILENT,
+            read=lambda told, _: "pooling" if told is True else None,
+        ),
     ),
     "tensorrt-llm": (
         Word("tensor_parallel_size", "tp_size"),

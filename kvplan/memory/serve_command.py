@@ -41,6 +41,8 @@ def serve_flags(
     drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")
     rest = spoken.pop("speculative_config", None)
     flags = {word.replace("_", "-"): value for word, value in spoken.items()}
+    if args.return_sampling_mask:
+        flags = {"logprobs-mode": "processed_logprobs"} | flags  # which vLLM asks for beside it
     if drafts:
         beside = {} if draft is None else {"model": draft.path}
         told = {"method": method} | beside | {"num_speculative_tokens": drafts}

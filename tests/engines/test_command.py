@@ -237,6 +237,21 @@ def test_shells(text: str) -> None:
     assert set(told.no_effect) <= {"--port", "A"}
 
 
+def test_more_than_one_engine_is_said() -> None:
+    for text in ("vllm serve m -tp 2; vllm serve n", "vllm serve m -tp 2 &\nvllm serve n"):
+        told = read_command(text)
+        assert (told.model, told.notes) == ("m", ("more than one engine is started; the first is planned",))
+    assert not read_command("pip install vllm==0.19.0 && vllm serve m").no_effect
+
+
+@pytest.mark.parametrize(
+    "start", ["command: [vllm, serve, m]", 'command: [sh, -c, "vllm serve m"]', "args: [m]"]
+)
+def test_a_manifest_keeps_its_image(start: str) -> None:
+    told = read_command(f"containers:\n- image: vllm/vllm-openai:v0.19.0\n  {start}\n")
+    assert (told.model, told.version) == ("m", "0.19")
+
+
 def test_what_a_shell_would_work_out_is_asked_for() -> None:
     """A value that only a shell can know is named; quoted lines stay whole."""
     for value in ("$((1+1))", "$(nvidia-smi -L | wc -l)"):

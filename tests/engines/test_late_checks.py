@@ -54,6 +54,11 @@ REPLAYED = {"use_replayssm": True, "mamba_backend": "flashinfer", "enable_prefix
         (DENSE, {"watermark_config": '{"key": 1}', **DRAFTS}, '"draft_sample_method": "probabilistic"'),
         (DENSE, {"watermark_config": '{"key": 1}', **DRAFTS, **DRAWN}, "does not go with drafts by ngram"),
         (DENSE, {"ir_op_priority": '{"softmax": ["native"]}'}, "softmax is not one of rms_norm"),
+        (
+            LATENT,
+            {**SPLIT, "block_size": None, "cp_kv_cache_interleave_size": 7},
+            "7 must divide the block size, 64",
+        ),
         (LATENT, {**SPLIT, "cp_kv_cache_interleave_size": 48}, "48 must divide the block size, 64"),
         (MOE, {"enable_elastic_ep": True}, "needs --enable-eplb"),
         (

@@ -86,7 +86,7 @@ def test_vllm_refuses_so_do_we(name: str) -> None:
 def test_a_prm_is_planned_whole() -> None:
     """A scorer's plan says that prompts run whole; its command is the one that was pasted."""
     plan = estimate(PRM, "h100", input_len=2048)
-    assert "scores (STEP" in str(plan)
+    assert "pools (STEP" in str(plan)
     assert "prompts run whole, none are cached" in str(plan)
     told = read_command(f'vllm serve {PRM} --runner pooling --pooler-config \'{{"pooling_type": "ALL"}}\'')
     assert (told.not_planned, told.args.runner) == ((), "pooling")
