@@ -297,7 +297,7 @@ def _runtime(args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> tuple[
     if args.tensor_parallel_size > 1:
         joined = profile.runtime_gib_joined if "NVLink" in gpu.interconnect else None
         if joined is not None:
-            return runtime + _scaled(GiB, joined), f"{why}; joined ranks: {joined.source}"
+            return runtime + _scaled(GiB, joined), f"{joined.source}; one alone: {why}"
         peers = profile.runtime_gib_per_peer
         runtime += _scaled(GiB * (args.tensor_parallel_size - 1), peers)
         why += f"; per further rank: {peers.source}"
