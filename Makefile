@@ -4,8 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
-# One worker more than cores: some tests wait, for a browser or a second to pass.
-ALL    := -n $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))) --dist worksteal
+ALL    := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test thorough quick explore fuzz lowest pictures looks lint types check bench compiled honest oracle ray app clean calibrate-gpu live
