@@ -46,9 +46,8 @@ NOT_PLANNED = {
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
 OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}
 """Fields that are flags of vLLM's -> the flag."""
-
-
 OTHERS_TOO = "more than one engine is started; the first is planned"
+"""A note: what is pasted starts several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +92,12 @@ def read_command(text: str | Sequence[str]) -> Command:
     environment, engine, rest = start_of(words)
     used = set(re.findall(r"\$\{?(\w+)", " ".join(words)))  # the shell's own, not the engine's
     environment = {name: said for name, said in environment.items() if name not in used or name in VARIABLES}
-    if engine == "vllm":
-        version = image_version(words)
-        notes = [f"planned as vLLM {version}, the image's version"] if version else []
-        notes += [OTHERS_TOO] if num_starts(words) > 1 else []
-        found = _vllm(rest, environment)
-        return replace(found, version=version, notes=(*found.notes, *notes))
-    found = _other(engine, rest, environment)
-    return replace(found, notes=(*found.notes, OTHERS_TOO)) if num_starts(words) > 1 else found
+    version = image_version(words) if engine == "vllm" else ""
+    found = _vllm(rest, environment) if engine == "vllm" else _other(engine, rest, environment)
+    notes = [*found.notes]
+    notes += [f"planned as vLLM {version}, the image's version"] if version else []
+    notes += [OTHERS_TOO] if num_starts(words) > 1 else []
+    return replace(found, version=version, notes=tuple(notes))
 
 
 # ---- vLLM

@@ -141,7 +141,8 @@ def exact(num_bytes: int) -> Range:
 def second_runner(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) -> bool:
     """Whether vLLM's second model runner serves the model, asked to or by default: its sampler holds fewer logits."""
     asked, named = args.environment.use_v2_model_runner, profile.second_runner
-    asked = True if args.watermark_config is not None or args.return_sampling_mask else asked
+    if args.watermark_config is not None or args.return_sampling_mask:  # which the first one has not
+        asked = True
     if asked is not None and profile.second_sampler_bytes_per_logit is not None:
         return asked
     if args.num_micro_batches > 1:
@@ -185,7 +186,7 @@ def indexer_workspace(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage
     max_model_len tokens, or for one of `compress_ratio` of them, and 1 MiB of the top-k kernel's. Source: vLLM 0.32
     `v1/attention/backends/mla/indexer.py: get_max_prefill_buffer_size`, `sparse_attn_indexer.py`.
     """
-    mixers = [m for layer in stage.layers(model) for m in layer.mixers if m.index_topk and m.kind in INDEXERS]
+    mixers = _indexers(model, stage)
     if not mixers:
         return 0
     told, length = attention_config(args.attention_config), args.max_model_len
@@ -210,14 +211,12 @@ def _expert_workspace(mlp: MlpSpec, hidden: int, args: ResolvedArgs) -> float:
 def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> int:
     """Bytes beside the logits when the profiling sampler peaks; every rank gathers all logits."""
     rows, tokens = args.max_num_seqs, args.max_num_batched_tokens
-    thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
-    wider = (
-        4 * rows * model.vocab_size if args.use_fp64_gumbel else 0
-    )  # `v1/sample/ops`: noise beside the logits
+    states = 2 * model.hidden_size * (tokens + rows)
     if second_runner(model, args, profile):
-        thresholds = wider = 0  # whose noise lives in registers (`v1/worker/gpu/sample/gumbel.py`)
-    thresholds += wider
-    return 2 * model.hidden_size * (tokens + rows) + thresholds
+        return states  # whose noise lives in registers (`v1/worker/gpu/sample/gumbel.py`)
+    thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
+    wider = 4 * rows * model.vocab_size if args.use_fp64_gumbel else 0  # the noise (`v1/sample/ops`)
+    return states + thresholds + wider
 
 
 def pooler_bytes(model: ModelSpec, args: ResolvedArgs) -> int:
@@ -323,8 +322,10 @@ INDEXED = (0, 32)
 """Whose indexers' profile run was read; what older versions reserve is not known."""
 
 
-INDEXERS = (AttentionKind.MLA, AttentionKind.COMPRESSED)
-"""Attention whose indexers are vLLM's `SparseAttnIndexer`."""
+def _indexers(model: ModelSpec, stage: PipelineStage) -> list[AttentionSpec]:
+    """Attention of a stage whose indexer is vLLM's `SparseAttnIndexer`."""
+    kinds = (AttentionKind.MLA, AttentionKind.COMPRESSED)
+    return [m for layer in stage.layers(model) for m in layer.mixers if m.index_topk and m.kind in kinds]
 
 
 def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage) -> int:
@@ -332,7 +333,7 @@ def indexer_moment(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile,
 
     Source: vLLM 0.32 `model_executor/layers/sparse_attn_indexer.py`, `sparse_mqa_indexer.py`.
     """
-    if not any(m.index_topk and m.kind in INDEXERS for layer in stage.layers(model) for m in layer.mixers):
+    if not _indexers(model, stage):
         return 0
     streams = 2 * args.max_num_batched_tokens * profile.residual_streams * model.hidden_size
     return streams + args.environment.sparse_indexer_max_logits_mb * MiB

@@ -50,16 +50,11 @@ def kernel_doubts(
     """
     if args.enable_lora:
         yield Unmeasured("--enable-lora: adapters' own kernels are not timed", *WITH_ADAPTERS)
-    if args.use_fp64_gumbel:
-        yield Unmeasured("--use-fp64-gumbel: timed as 32 bits", 1.0, SOME_KERNELS[1])
-    if args.return_sampling_mask:
-        yield _default("--return-sampling-mask", (1.0, SOME_KERNELS[1]))
-    if args.watermark_config is not None:
-        yield _default("--watermark-config", (1.0, SOME_KERNELS[1]))
     if args.ir_op_priority is not None:
         yield _default("--ir-op-priority", SOME_KERNELS)
     if args.disable_nccl_for_dp_synchronization is False and args.data_parallel_size > 1 and model.is_moe:
         yield Unmeasured("--no-disable-nccl-for-dp-synchronization: timed as by the host", *SOME_KERNELS)
+    yield from _sampling(args)
     yield from _variables(model, args)
     if args.model_impl == "transformers":
         yield Unmeasured("--model-impl transformers: timed as vLLM's own class", *SOME_KERNELS)
@@ -73,6 +68,18 @@ def kernel_doubts(
 
 def _default(what: str, ends: tuple[float, float]) -> Unmeasured:
     return Unmeasured(f"{what}: timed as the default's", *ends)
+
+
+def _sampling(args: EngineArgs) -> Iterator[Unmeasured]:
+    """What sampling does beside its own work can only take longer."""
+    told = {
+        "--use-fp64-gumbel": args.use_fp64_gumbel,
+        "--return-sampling-mask": args.return_sampling_mask,
+        "--watermark-config": args.watermark_config is not None,
+    }
+    for flag, is_on in told.items():
+        if is_on:
+            yield _default(flag, (1.0, SOME_KERNELS[1]))
 
 
 def _variables(model: ModelSpec, args: EngineArgs) -> Iterator[Unmeasured]:
