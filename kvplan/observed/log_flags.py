@@ -98,18 +98,8 @@ _MODES = {
     "2": "FULL",
 }
 """Modes as logs print their numbers."""
-_SPECULATION = re.compile(r"speculative[-_]config\W{1,4}(?=\{)")
 _QUANTIZATION = re.compile(r"(?<![a-z][-_])quantization[-_]config\W{1,4}(\{[^{}]{0,400}\})")
 _ENGRAM = re.compile(r"engram[-_]config\W{1,4}(\{[^{}]{0,400}\})")
-_PROCESSOR = re.compile(r"mm[-_]processor[-_]kwargs\W{1,4}(?=\{)")
-_MEDIA = re.compile(r"media[-_]io[-_]kwargs\W{1,4}(?=\{)")
-_ATTENTION = re.compile(r"attention[-_]config\W{1,4}(?=\{)")
-_KERNELS = re.compile(r"kernel[-_]config\W{1,4}(?=\{)")
-_TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
-_EMBEDDINGS = re.compile(r"ec[-_]transfer[-_]config\W{1,4}(?=\{)")
-_WATERMARK = re.compile(r"watermark[-_]config\W{1,4}(?=\{)")
-_PRIORITY = re.compile(r"ir[-_]op[-_]priority\W{1,4}(?=\{)")
-_POOLER = re.compile(r"pooler[-_]config\W{1,4}(?=\{)")
 
 
 def read_flags(line: str, engine: str) -> dict[str, object]:
@@ -125,21 +115,12 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
                 key.removeprefix("no_"), _value(match["value"] or str(not key.startswith("no_")))
             )
     objects = {
-        "kv_transfer_config": _object(_TRANSFER, line, kv_transfer_text),
-        "ec_transfer_config": _object(_EMBEDDINGS, line, ec_transfer_text),
-        "watermark_config": _object(_WATERMARK, line, watermark_text),
-        "ir_op_priority": _object(_PRIORITY, line, priority_text),
-        "pooler_config": _object(_POOLER, line, pooler_text),
-        "speculative_config": _object(_SPECULATION, line, _acting),
+        **{field: _object(field, line, read) for field, read in _OBJECTS.items()},
         "limit_mm_per_prompt": _limits(line),
         "eplb_config": _flat(line, _EPLB, eplb_text),
         "quantization_config": _flat(line, _QUANTIZATION, quantization_text),
         "engram_config": _flat(line, _ENGRAM, engram_text),
         "override_generation_config": _generation(line),
-        "attention_config": _object(_ATTENTION, line, attention_text),
-        "kernel_config": _object(_KERNELS, line, kernel_text),
-        "mm_processor_kwargs": _object(_PROCESSOR, line, _sizes),
-        "media_io_kwargs": _object(_MEDIA, line, _sizes),
     }
     for word, told in objects.items():
         spoken.pop(word, None)
@@ -173,9 +154,10 @@ def _graphs(line: str, found: Mapping[str, object]) -> dict[str, object]:
     return told
 
 
-def _object(begin: re.Pattern[str], line: str, read: Callable[[object], str | None]) -> str | None:
+def _object(field: str, line: str, read: Callable[[object], str | None]) -> str | None:
     """vLLM's JSON behind a flag, where it is planned; other KV connectors move KV and leave the pool alone."""
-    if not (begun := begin.search(line)):
+    begin = field.replace("_", "[-_]") + r"\W{1,4}(?=\{)"
+    if not (begun := re.search(begin, line)):
         return None
     try:
         return read(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
@@ -263,3 +245,18 @@ def read_gpu(line: str) -> str:
     """The card's product name in a line of collect_env, nvidia-smi or a kernel's config file; else empty."""
     match = next((m for pattern in _GPU if (m := pattern.search(line))), None)
     return match[1].replace("_", " ").strip() if match else ""
+
+
+_OBJECTS: dict[str, Callable[[object], str | None]] = {
+    "kv_transfer_config": kv_transfer_text,
+    "ec_transfer_config": ec_transfer_text,
+    "watermark_config": watermark_text,
+    "ir_op_priority": priority_text,
+    "pooler_config": pooler_text,
+    "speculative_config": _acting,
+    "attention_config": attention_text,
+    "kernel_config": kernel_text,
+    "mm_processor_kwargs": _sizes,
+    "media_io_kwargs": _sizes,
+}
+"""Fields that are JSON objects of any depth -> what reads them."""
