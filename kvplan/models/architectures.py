@@ -125,7 +125,6 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Glm5NextForCausalLM": hybrid.glm5_next,
     "InklingForCausalLM": hybrid.inkling,
     "MiniMaxM3SparseForCausalLM": moe.minimax_m3,
-    "MiniMaxM3ForCausalLM": moe.minimax_m3,
     "DeepseekV4ForCausalLM": latent.deepseek_v4,
     "DeepseekV41ForCausalLM": latent.deepseek_v41,
     "Dots3NoteForCausalLM": latent.dots3_note,

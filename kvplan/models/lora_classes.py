@@ -34,7 +34,7 @@ UNASKED = """
     ApertusForCausalLM AriaTextForCausalLM DeciLMForCausalLM Emu3ForConditionalGeneration
     Gemma2ForSequenceClassification InklingForCausalLM InklingForConditionalGeneration
     InternS1ProForConditionalGeneration InternS2MobiusForConditionalGeneration KananaVForConditionalGeneration
-    LlamaForSequenceClassification MiniMaxM3ForCausalLM MossAudioModel Qwen2ForProcessRewardModel
+    LlamaForSequenceClassification MossAudioModel Qwen2ForProcessRewardModel
     Qwen2ForRewardModel Qwen3VLMoeForConditionalGeneration VoxtralRealtimeGeneration XverseForCausalLM
 """
 """Architectures whose adapters vLLM's manager was not asked about: planned as their like, and the plan says so."""

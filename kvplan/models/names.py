@@ -159,7 +159,6 @@ UNHELD = frozenset(
         "AriaTextForCausalLM",
         *("DFlashMuseGlimmerAssistantModel", "MuseGlimmerAssistantModel"),
         "DSparkDraftModel",
-        "MiniMaxM3ForCausalLM",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
         "PeagleQwen3ForCausalLM",

@@ -34,6 +34,7 @@ LOGS = ROOT.parent / "shared" / "truth" / "memory" / "cases.jsonl"
 GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"
 
 PUBLISHED = {
+    "MiniMaxAI/MiniMax-M3": 427_040_140_160,
     "google/gemma-7b": 8_537_680_896,
     "inclusionAI/Ling-3.0-flash-VL": 124_848_460_496,
     "IFM/K2-Horizon-0.9B": 1_078_285_824,
