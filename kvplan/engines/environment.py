@@ -46,6 +46,14 @@ class Environment(NamedTuple):
     """VLLM_MOE_ROUTING_SIMULATION_STRATEGY: experts drawn at random in place of routed."""
     use_simple_kv_offload: bool = False
     """VLLM_USE_SIMPLE_KV_OFFLOAD: --kv-offloading-size by another connector."""
+    rocm_fp8_padding: bool = True
+    """VLLM_ROCM_FP8_PADDING: rows of FP8 are set apart on AMD's cards."""
+    mxfp8_emulation_dequant_at_load: bool = True
+    """VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD: MXFP8 in 16 bits where a card has no kernel for it."""
+    mxfp4_emulation_dequant_at_load: bool = False
+    """VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD: linear layers in MXFP4 in 16 bits where a card has no kernel for them."""
+    kimi_k3_shard_sp_shared_expert: bool = False
+    """VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT: Kimi's MLPs are cut where tokens are split over ranks too."""
     weight_offloading_disable_uva: bool = False
     """VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: weights of --cpu-offload-gb are copied for each layer, not read in place."""
     weight_offloading_disable_pin_memory: bool = False
@@ -108,18 +116,17 @@ ACTS = {
     "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": _size,
     "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": _routing,
     "VLLM_USE_SIMPLE_KV_OFFLOAD": _number,
+    "VLLM_ROCM_FP8_PADDING": _number,
+    "VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD": _word,
+    "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD": _word,
+    "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT": _number,
     "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": _number,
     "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY": _number,
 }
 """Variables that act -> how vLLM reads them."""
 KERNELS = "kernels: timed as the default's"
 NOT_PLANNED = {
-    "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP4",
-    "VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP8",
     "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "weights of --quantization humming, which is refused",
-    "VLLM_ROCM_FP8_PADDING": "padded weights",
-    "VLLM_ROCM_MOE_PADDING": "padded weights",
-    "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT": "weights cut another way",
 }
 """Variables that change memory, scheduling or time in ways that are not planned, and what they are about."""
 KERNEL_NAMES = re.compile(

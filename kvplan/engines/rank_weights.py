@@ -11,13 +11,20 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.engines.prefill_context import expert_replicas
 from kvplan.engines.quantization_config import load_format
 from kvplan.engines.speculative_config import speculation
+from kvplan.engines.token_split import whole_mlps
 from kvplan.engines.weight_offload import weight_offload
+from kvplan.models.held import AS_LOADED, HeldWeights
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import RankWeights, heaviest, stage_weights
 
 
 def weights_of_stages(
-    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
+    model: ModelSpec,
+    args: EngineArgs,
+    legacy: bool = False,
+    *,
+    least_padding: bool = False,
+    held: HeldWeights = AS_LOADED,
 ) -> tuple[RankWeights, ...]:
     """One rank of each pipeline stage, drafting layers included if they draft; remembered for other cards."""
     drafts = args.num_speculative_tokens if args.speculative_method in ("mtp", "dspark") else 0
@@ -41,6 +48,8 @@ def weights_of_stages(
         num_redundant_experts=redundant_experts(model, args),
         q_ranks=query_ranks(model, args),
         table_ranks=table_ranks(args),
+        whole=() if legacy else whole_mlps(model, args),
+        held=held,
     )
 
 
@@ -85,9 +94,11 @@ def _stages(model: ModelSpec, **options: Any) -> tuple[RankWeights, ...]:
     return stage_weights(model, **options)
 
 
-def rank_weights(model: ModelSpec, args: EngineArgs, stage: int | None = None) -> int:
+def rank_weights(
+    model: ModelSpec, args: EngineArgs, stage: int | None = None, held: HeldWeights = AS_LOADED
+) -> int:
     """Bytes of weights on a card of that pipeline stage; None: of the one that holds most."""
-    stages = weights_of_stages(model, args)
+    stages = weights_of_stages(model, args, held=held)
     return (heaviest(stages) if stage is None else stages[stage]).loaded
 
 

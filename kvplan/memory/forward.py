@@ -27,6 +27,7 @@ from kvplan.engines.resolve import as_read_by, resolve
 from kvplan.engines.speculative_config import NEED_A_MODEL, speculation
 from kvplan.engines.stages import stages_of
 from kvplan.engines.weight_offload import check_weight_offload
+from kvplan.engines.weights_held import weights_held
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.formulas.hit_places import interval_fault, unit_fault
 from kvplan.ground.config import complaint
@@ -398,8 +399,9 @@ def _stage_weights(question: Question, args: ResolvedArgs) -> list[Range]:
     loads, engine = args, question.engine
     if engine.engine == "vllm" and not engine.is_vllm(*SKIPS_TOWERS):
         loads = args.model_copy(update={"language_model_only": False})
+    held = weights_held(args, question.gpu, engine)
     ranks, least = (
-        weights_of_stages(question.model, loads, engine.legacy, least_padding=least)
+        weights_of_stages(question.model, loads, engine.legacy, least_padding=least, held=held)
         for least in (False, True)
     )
     if engine.engine != "vllm":
@@ -418,7 +420,7 @@ def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSp
         raise KvplanError(f"--colocate {role}=...: the roles are {', '.join(ROLES)}")
     formats = speculation(args.speculative_config).quantization if role == "draft" else None
     ranks = EngineArgs(tensor_parallel_size=args.tensor_parallel_size, dtype=args.dtype, quantization=formats)
-    weights = rank_weights(model, ranks)
+    weights = rank_weights(model, ranks, held=weights_held(args, question.gpu, question.engine))
     if role == "draft":
         if not args.num_speculative_tokens:
             raise KvplanError(

@@ -7,7 +7,8 @@ Sources: vLLM 0.32 `config/parallel.py`, `config/vllm.py`, `config/kernel.py`, `
 from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.engines.kernel_flags import SPLIT_EXCHANGES, attention_config, kernel_config
+from kvplan.engines.kernel_flags import SPLIT_EXCHANGES, attention_config
+from kvplan.engines.token_split import asked_of_experts
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.memory.tower_attention import check_tower_attention
@@ -48,7 +49,7 @@ def check_kernels(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:
 
 
 def _check_experts(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:
-    asked = args.moe_backend if args.moe_backend != "auto" else kernel_config(args.kernel_config).moe_backend
+    asked = asked_of_experts(args)
     if not model.is_moe or asked == "auto" or args.enable_lora:
         return
     if (asked in ON_AMD) != (gpu.vendor == "amd") and asked in (ON_AMD | MAJORS.keys()):

@@ -56,8 +56,14 @@ class Cut(NamedTuple):
     """Ranks whose query heads of latent attention each of them holds."""
     table_ranks: int = 0
     """Ranks that share out tables of n-grams on their cards; 0: these lie in host memory."""
+    whole: tuple[str, ...] = ()
+    """MLPs that tensor parallelism does not cut: `shared` experts (and what looks n-grams up), `dense` ones."""
     checkpoint: bool = False
     """Count as the checkpoint does: vocabulary without padding, no V projection where keys are values."""
+
+    def of(self, part: str) -> Cut:
+        """How such an MLP is cut."""
+        return self._replace(tp=1) if part in self.whole else self
 
     def split(self, size: int, what: str) -> int:
         """`size` cut evenly over the tensor-parallel ranks."""
@@ -251,7 +257,7 @@ def mlp_modules(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if m.num_experts:
         yield from _moe(m, hidden, cut)
     elif m.intermediate_size:
-        width = _share(m.intermediate_size, m, cut, "MLP channels")
+        width = _share(m.intermediate_size, m, cut.of("dense"), "MLP channels")
         yield from _matrices("mlp.", "mlp", m, width, hidden)
 
 
@@ -277,7 +283,7 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if m.shared_gate:
         yield Module("mlp.shared_expert_gate", "router", 1, hidden, linear=False)
     if m.shared_intermediate_size:
-        shared = _share(m.shared_intermediate_size, m, cut, "shared-expert channels")
+        shared = _share(m.shared_intermediate_size, m, cut.of("shared"), "shared-expert channels")
         yield from _matrices("mlp.shared_experts.", "mlp", replace(m, bias=False), shared, hidden)
     inside = m.latent_size or hidden
     if m.latent_size:
@@ -358,7 +364,8 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
         elif w.cut == "host" and not cut.checkpoint:
             rows = cdiv(rows, cut.table_ranks)
         elif w.cut == "rows":
-            rows = cut.split(rows, f"rows of {w.name}")
+            ranks = cut.of("shared") if w.name == "engram.wkv" else cut
+            rows = ranks.split(rows, f"rows of {w.name}")
         elif w.cut == "cols":
             cols = cut.split(cols, f"columns of {w.name}")
         elif w.cut == "vocab":

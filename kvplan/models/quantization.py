@@ -38,6 +38,12 @@ class Scheme:
     """Multiples that the kernel's layout rounds (output and intermediate, hidden) sizes up to."""
     least_pad: tuple[int, int] | None = None
     """The same for the kernel that rounds least; None: all alike."""
+    sets_apart: bool = False
+    """vLLM on ROCm sets rows of whole 512 bytes apart, unless they are experts'."""
+    widens_experts: bool = False
+    """Experts of a card without kernels for them are held in 16 bits, as linear layers are."""
+    weights_alone: bool = False
+    """Activations are not quantised."""
 
     def matrix_bytes(self, rows: int, cols: int) -> int:
         """Bytes of one `rows` x `cols` matrix with its scales."""
@@ -48,11 +54,15 @@ class Scheme:
 FP8_TENSOR = Scheme("fp8 per tensor", 8, tensor_bytes=8)
 FP8_STATIC = replace(FP8_TENSOR, is_static=True)
 FP8_CHANNEL = Scheme("fp8 per channel", 8, 4)
+FP8_APART = replace(FP8_TENSOR, sets_apart=True)
 INT8_CHANNEL = Scheme("int8 per channel", 8, 4)
 MXFP4 = Scheme("mxfp4", 4, 1, block_cols=32, pad=(128, 256), least_pad=(128, 128))
 """Marlin and TensorRT-LLM's kernels pad hidden sizes to 256, CUTLASS and DeepGEMM to 128 (vLLM 0.32, `oracle/mxfp4.py:
 mxfp4_round_up_hidden_size_and_intermediate_size`)."""
 MXFP8 = Scheme("mxfp8", 8, 1, block_cols=32)
+MXFP8_MODELOPT = replace(MXFP8, widens_experts=True)
+MXFP8_BLOCK = replace(MXFP8, name="mxfp8 per 32x32 block")
+"""One scale for 32 rows too, loaded as one for each."""
 NVFP4 = Scheme("nvfp4", 4, 1, block_cols=16, tensor_bytes=8)
 NF4 = Scheme("nf4", 4, 4, block_cols=64)
 NF4_DOUBLE = Scheme("nf4, double quantised", 4, 1 + 4 / 256, block_cols=64, tensor_bytes=64 + 1024)
@@ -61,7 +71,7 @@ NF4_DOUBLE = Scheme("nf4, double quantised", 4, 1 + 4 / 256, block_cols=64, tens
 
 def fp8_block(rows: int, cols: int) -> Scheme:
     """fp8 with one float32 scale per block (DeepSeek V3: 128 x 128)."""
-    return Scheme(f"fp8 per {rows}x{cols} block", 8, 4, rows, cols)
+    return Scheme(f"fp8 per {rows}x{cols} block", 8, 4, rows, cols, sets_apart=True)
 
 
 def grouped(bits: int, group: int, zeros: bool, scale_bytes: int = 2) -> Scheme:
@@ -294,7 +304,7 @@ def _fp8(k: Keys) -> Rule:
     block = k.counts("weight_block_size")
     if block and (len(block) != 2 or not all(block)):
         raise k.error("quantization_config: weight_block_size must be two sizes")
-    scheme = fp8_block(*block) if block else FP8_TENSOR
+    scheme = fp8_block(*block) if block else FP8_APART
     # an expert that is listed keeps the layer's from being converted, as vLLM 0.32 `is_layer_skipped` reads it
     listed = (n for key in ("modules_to_not_convert", "ignored_layers") for n in k.texts(key))
     rule = _everywhere(scheme, Names(re.sub(r"(\.experts)\.\d+\..*", r"\1", n) for n in listed))
@@ -306,7 +316,7 @@ def _fp8(k: Keys) -> Rule:
         32,
         32,
     ):  # DeepSeek V4.1: vLLM 0.32 loads these as MXFP8, `models/deepseek_v41/quant_config.py`
-        return lambda module: MXFP4 if module.role == "expert" else MXFP8 if rule(module) else None
+        return lambda module: MXFP4 if module.role == "expert" else MXFP8_BLOCK if rule(module) else None
     # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4
     small = replace(scheme, scale_bytes=1)
     plain = replace(MXFP4, pad=(1, 1), least_pad=None)
@@ -415,7 +425,7 @@ def _mxfp4(k: Keys) -> Rule:
 
 def _mxfp8(k: Keys) -> Rule:
     return _everywhere(
-        MXFP8, _ignored(k, "ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
+        MXFP8_MODELOPT, _ignored(k, "ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
     )
 
 
@@ -438,6 +448,7 @@ def _compressed_tensors(k: Keys) -> Rule:
         group = groups.section(key)
         targets = group.texts("targets")
         scheme = _compressed_scheme(group.section("weights"), k)
+        scheme = replace(scheme, weights_alone=not group.raw.get("input_activations"))
         rules.append((Names(t for t in targets if t != "Linear"), "Linear" in targets, scheme))
 
     def rule(module: Module) -> Scheme | None:
@@ -468,7 +479,8 @@ def _compressed_scheme(weights: Keys, k: Keys) -> Scheme:
         return fp8_block(*block[:2]) if len(block) >= 2 and all(block) else fp8_block(128, 128)
     if bits == 8:
         channel = FP8_CHANNEL if kind == "float" else INT8_CHANNEL
-        return channel if strategy == "channel" else replace(channel, scale_bytes=0, tensor_bytes=8)
+        whole = replace(channel, scale_bytes=0, tensor_bytes=8, sets_apart=kind == "float")
+        return channel if strategy == "channel" else whole
     raise k.error(f"quantization_config: {bits}-bit {kind[:20]} weights by {strategy[:20]} are not known")
 
 
@@ -482,7 +494,7 @@ _ALGORITHMS = {
     "W4A16_NVFP4": NVFP4,
     "NVFP4_AWQ": NVFP4,
     "MXFP4": MXFP4_LINEAR,
-    "MXFP8": MXFP8,
+    "MXFP8": MXFP8_MODELOPT,
     "W4A16_AWQ": grouped(4, 128, False),
     "W4A8_AWQ": grouped(4, 128, False),
 }
@@ -554,7 +566,7 @@ def _quark_scheme(config: Keys, k: Keys) -> Scheme | None:
     if not dtype:
         return None
     if dtype in ("fp4", "mx") and weight.text("mx_element_dtype", default="fp4") == "fp4":
-        return MXFP4_LINEAR
+        return replace(MXFP4_LINEAR, weights_alone=not config.raw.get("input_tensors"))
     if dtype.startswith(("fp6", "fp8")) and scheme == "per_group":
         return replace(MXFP8, name=f"mx{dtype[:3]}", bits=int(dtype[2]))
     if scheme == "per_block":

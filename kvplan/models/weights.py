@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import cdiv
+from kvplan.models.held import AS_LOADED, HeldWeights
 from kvplan.models.host_weights import (
     LAYERS_ON_CARD,
     NEVER_IN_HOST,
@@ -199,6 +200,8 @@ def stage_weights(
     num_redundant_experts: int = 0,
     q_ranks: int = 1,
     table_ranks: int = 0,
+    whole: tuple[str, ...] = (),
+    held: HeldWeights = AS_LOADED,
 ) -> tuple[RankWeights, ...]:
     """Weights of one rank of each pipeline stage, as vLLM shards them.
 
@@ -223,6 +226,8 @@ def stage_weights(
         num_redundant_experts: experts that a layer holds twice.
         q_ranks: ranks that each hold the query heads of all of them, in latent attention.
         table_ranks: ranks that share out tables of n-grams; 0: these lie in host memory.
+        whole: MLPs that tensor parallelism does not cut, as `Cut` names them.
+        held: what the card's kernels make of quantised matrices.
 
     Raises:
         KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
@@ -230,7 +235,9 @@ def stage_weights(
     cut = rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel)
     loader = _Loader(
         model=model,
-        cut=cut._replace(redundant=num_redundant_experts, q_ranks=q_ranks, table_ranks=table_ranks),
+        cut=cut._replace(
+            redundant=num_redundant_experts, q_ranks=q_ranks, table_ranks=table_ranks, whole=whole
+        ),
         rule=quantization_rule(model, quantization),
         mtp_rule=quantization_rule(model, mtp_quantization or quantization),
         itemsize=_itemsize(model, dtype),
@@ -241,6 +248,7 @@ def stage_weights(
         legacy=legacy,
         least_padding=least_padding,
         offload=offload,
+        held=held,
     )
     spans = stage_spans(len(model.layers), pipeline_parallel_size, pp_layer_partition)
     return tuple(loader.stage(span, len(model.layers)) for span in spans)
@@ -312,6 +320,7 @@ class _Loader(NamedTuple):
     legacy: bool
     least_padding: bool
     offload: Offload | None
+    held: HeldWeights
 
     @property
     def embedding_cut(self) -> Cut:
@@ -345,8 +354,8 @@ class _Loader(NamedTuple):
         if is_expert and scheme.block_rows > 1:
             scheme = _finer_blocks(scheme, m)
         rows, cols = _padded(m, (self.least_padding and scheme.least_pad) or scheme.pad)
-        elements = cdiv(rows * cols * scheme.bits, 8)
-        scales = scheme.matrix_bytes(rows, cols) - elements
+        scales = scheme.matrix_bytes(rows, cols) - cdiv(rows * cols * scheme.bits, 8)
+        elements = self.held.elements_bytes(m, scheme, rows, cols)
         biases = (rows if m.bias else 0) * self.itemsize
         scale = "weight_scale_inv" if scheme.name.endswith("block") else "weight_scale"
         each = WeightPiece(m.name, elements, scales, biases, is_expert, False, is_matrix, scale)

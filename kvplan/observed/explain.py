@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineVersion
 from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.weights_held import weights_held
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question
@@ -48,14 +49,18 @@ def _explain_weights(printed: float, planned: float, plan: Plan, stated: Collect
         if set(update) & set(stated):
             continue
         try:
-            size = gib(
-                rank_weights(plan.question.model, plan.args.model_copy(update=update), plan.stage.rank)
-            )
+            size = gib(loaded_as(plan, update))
         except KvplanError:
             continue
         if abs(printed - size) <= max(0.06, 2 * CLOSE * size):
             return f"as {what} ({size:.2f} GiB)"
     return f"{printed / planned - 1:+.0%}: another checkpoint format, or layers the config does not tell"
+
+
+def loaded_as(plan: Plan, update: Mapping[str, object]) -> int:
+    """Bytes of weights with other flags."""
+    asked, args = plan.question, plan.args.model_copy(update=update)
+    return rank_weights(asked.model, args, plan.stage.rank, weights_held(args, asked.gpu, asked.engine))
 
 
 def formats(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:

@@ -22,7 +22,7 @@ from kvplan.memory.overheads import (
 )
 from kvplan.memory.tower_attention import heads_width
 from kvplan.memory.tower_profile import tower_bytes
-from kvplan.observed.explain import formats
+from kvplan.observed.explain import formats, loaded_as
 from kvplan.observed.pool import PrintedPool
 from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
@@ -95,7 +95,7 @@ def _with_other_format(
     found = []
     for what, update in formats(plan) if counted and not printed else ():
         if "quantization" in update:
-            more = gib(rank_weights(model, plan.args.model_copy(update=update), plan.stage.rank)) - planned
+            more = gib(loaded_as(plan, update)) - planned
             weights = _figure(more).model_copy(update={"source": f"no line prints weights; taken {what}"})
             other = profile.model_copy(update={"weights_gib": {model.name: weights}})
             found.append(_with_rest(log, plan, other, pool))

@@ -19,12 +19,14 @@ from kvplan.engines.nodes import find_spread
 from kvplan.engines.quantization_config import load_format
 from kvplan.engines.rank_weights import query_ranks
 from kvplan.engines.weight_offload import weight_offload
+from kvplan.engines.weights_held import weights_held
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, Graphs, capture_sizes
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
+from kvplan.models.held import AS_LOADED, HeldWeights
 from kvplan.models.kv_sharing import first_kv_shared_layer, reads_fast_prefill
 from kvplan.models.modules import Cut, Module, layer_modules
-from kvplan.models.quantization import Scheme, quantization_rule
+from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.models.weights import stage_spans
 from kvplan.profiles.doubt import Doubt, find_doubt
@@ -115,7 +117,7 @@ def make_step_times(
     """
     args = args or EngineArgs()
     engine = parse_engine(engine) if isinstance(engine, str) else engine
-    formats = find_formats(model, args)
+    formats = find_formats(model, args, weights_held(args, gpu, engine))
     work = model_work(model, args, formats)
     chosen, note, rests_on = _chosen(profile, gpu, engine)
     assert chosen.timing is not None
@@ -363,8 +365,9 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
     )
 
 
-def find_formats(model: ModelSpec, args: EngineArgs) -> dict[str, Any]:
-    """Formats of weights, experts and KV, as `timing_profile.step_costs` takes them."""
+def find_formats(model: ModelSpec, args: EngineArgs, held: HeldWeights = AS_LOADED) -> dict[str, Any]:
+    """Formats of weights, experts and KV, as `timing_profile.step_costs` takes them; `held`: what the card makes of
+    weights."""
     rule = quantization_rule(model, load_format(args))
     modules = [
         m for layer in dict.fromkeys(model.layers) for m in layer_modules(layer, model.hidden_size, Cut())
@@ -372,20 +375,22 @@ def find_formats(model: ModelSpec, args: EngineArgs) -> dict[str, Any]:
     experts = [m for m in modules if m.role == "expert"]
     dense = [m for m in modules if m.role in ("attention", "mlp") and m.linear]
     plain = "float32" if args.dtype == "float32" else "bf16"
-    weight = _format(dense, rule, plain)
+    weight = _format(dense, rule, plain, held)
     return {
         "weight_format": weight,
-        "expert_format": _format(experts, rule, plain) if experts else weight,
+        "expert_format": _format(experts, rule, plain, held) if experts else weight,
         "kv_format": _kv_format(args.kv_cache_dtype),
         "mla": any(layer.attention.kind is AttentionKind.MLA for layer in model.layers),
     }
 
 
-def _format(modules: Iterable[Module], rule: Any, plain: str) -> str:
+def _format(modules: Iterable[Module], rule: Rule, plain: str, held: HeldWeights) -> str:
     """Format of most of the elements."""
     sizes: dict[str, int] = {}
     for module in modules:
-        name = _scheme_format(rule(module), plain)
+        scheme = rule(module)
+        wide = scheme is not None and held.is_wide(module, scheme, module.cols)
+        name = plain if wide else _scheme_format(scheme, plain)
         sizes[name] = sizes.get(name, 0) + module.parameters
     return max(sizes, key=lambda name: sizes[name], default=plain)
 

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from typing import Any
 
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS"):
@@ -132,8 +133,8 @@ class _Ranks(_Silent):
         return x
 
 
-def platform() -> Any:
-    """Put vLLM's CUDA platform in place of the detected one; return its class, whose `card` may be changed."""
+def platform(other: Callable[[], Any] | None = None) -> Any:
+    """Put vLLM's CUDA platform, or another, in place of the detected one; return the class, whose `card` may change."""
     for name in COMPILED:
         module = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -168,10 +169,10 @@ def platform() -> Any:
         get_cuda_runtime_major = classmethod(lambda cls: 12)
         current_device = classmethod(lambda cls: torch.device("meta"))
 
-    vllm.platforms._current_platform = Card()
+    vllm.platforms._current_platform = other() if other else Card()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton: no driver needed
     vllm.platforms.vllm_version_matches_substr = lambda s: False  # not a CPU build
-    _silence(torch)
+    _silence(torch, bool(other))
     _tokenizers()
     _numbers()
     _host_memory()
@@ -180,7 +181,7 @@ def platform() -> Any:
     return Card
 
 
-def _silence(torch: Any) -> None:
+def _silence(torch: Any, other: bool) -> None:
     """What constructors ask of a device."""
     import vllm._custom_ops as ops
 
@@ -188,7 +189,8 @@ def _silence(torch: Any) -> None:
         if name.startswith("cutlass_") and "supports" in name:
             setattr(ops, name, lambda *a, **k: False)
     torch.cuda.Stream = torch.cuda.Event = torch.Event = _Silent
-    torch.cuda.get_device_properties = lambda *a, **k: types.SimpleNamespace(multi_processor_count=132)
+    if not other:
+        torch.cuda.get_device_properties = lambda *a, **k: types.SimpleNamespace(multi_processor_count=132)
     for name in ("current_stream", "current_device", "synchronize", "set_device", "empty_cache"):
         setattr(torch.cuda, name, lambda *a, **k: _Silent())
         if hasattr(torch.accelerator, name):
