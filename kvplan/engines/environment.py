@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from kvplan.engines.idle_variables import IDLE
 from kvplan.ground.errors import KvplanError, did_you_mean
 
 
@@ -42,6 +43,8 @@ class Environment(NamedTuple):
     """VLLM_SPARSE_INDEXER_MAX_LOGITS_MB: MiB of logits that an indexer of sparse attention holds at a time."""
     flashinfer_workspace_buffer_size: int = 394 << 20
     """VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE: bytes of FlashInfer's workspace."""
+    kv_cache_layout: str = ""
+    """VLLM_KV_CACHE_LAYOUT: in which order a pool's layers, blocks, heads, tokens and contents lie."""
     moe_routing_simulation_strategy: str = ""
     """VLLM_MOE_ROUTING_SIMULATION_STRATEGY: experts drawn at random in place of routed."""
     use_simple_kv_offload: bool = False
@@ -88,6 +91,16 @@ def _routing(name: str, value: str) -> str:
     return value
 
 
+LAYOUTS = ("LBNHC", "LBHNC", "LHBNC", "NHD", "HND", "BLHNC", "BLNHC", "BHLNC")
+"""Of vLLM 0.32 `envs.py`; NHD and HND are the first two."""
+
+
+def _layout(name: str, value: str) -> str:
+    if value not in LAYOUTS:
+        raise KvplanError(f"{name}={value[:40]}: vLLM has {', '.join(LAYOUTS)}")
+    return {"NHD": "LBNHC", "HND": "LBHNC"}.get(value, value)
+
+
 def _word(name: str, value: str) -> bool:
     del name
     return value.strip().casefold() in ("1", "true")
@@ -114,6 +127,7 @@ ACTS = {
     "VLLM_BATCH_INVARIANT": _number,
     "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": _mib,
     "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": _size,
+    "VLLM_KV_CACHE_LAYOUT": _layout,
     "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": _routing,
     "VLLM_USE_SIMPLE_KV_OFFLOAD": _number,
     "VLLM_ROCM_FP8_PADDING": _number,
@@ -125,15 +139,37 @@ ACTS = {
 }
 """Variables that act -> how vLLM reads them."""
 KERNELS = "kernels: timed as the default's"
+SLOWER = "a check in every step, whose time nobody measured"
 NOT_PLANNED = {
     "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "weights of --quantization humming, which is refused",
+    "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN": "contexts at which checks of drafts are timed at start-up",
+    "VLLM_PLUGINS": "code of one's own",
+    "VLLM_MODEL_REDIRECT_PATH": "another model under this one's name",
+    "VLLM_DP_SIZE": "replicas that are started by hand; state --data-parallel-size",
+    "VLLM_ENABLE_STARTUP_PLAN": "the KV pool of an earlier start, where one was kept",
+    "VLLM_USE_RUST_FRONTEND": "the API server's time is Python's",
+    "VLLM_USE_FASTOKENS": "the API server's time is that of the usual tokenizers",
+    "VLLM_VIDEO_LOADER_BACKEND": "what decodes videos on the card takes of it",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": SLOWER,
+    "VLLM_RAISE_ON_LOGIT_NANS": SLOWER,
+    "VLLM_GPU_SYNC_CHECK": SLOWER,
+    "VLLM_TRACE_FUNCTION": SLOWER,
+    **dict.fromkeys(
+        (
+            "VLLM_USE_RAY_COMPILED_DAG_CHANNEL_TYPE",
+            "VLLM_USE_RAY_COMPILED_DAG_OVERLAP_COMM",
+            "VLLM_USE_RAY_WRAPPED_PP_COMM",
+        ),
+        "what stages exchange under Ray is timed as the default's",
+    ),
 }
 """Variables that change memory, scheduling or time in ways that are not planned, and what they are about."""
 KERNEL_NAMES = re.compile(
     r"VLLM_(ROCM_(USE|AITER|QUICK|MONO|SHUFFLE)|USE_(FLASHINFER|DEEP_GEMM|TRITON_AWQ|OINK|FUSED_MOE|HW_AGNOSTIC|DIRECT_DCP"
     r"|NCCL_SYMM)|MOE_(USE|SKIP)|ALLREDUCE_|FLASHINFER_(ALLREDUCE|MOE)|BLOCKSCALE|ENABLE_(GEMM|HPC|FLA|INDUCTOR|PREGRAD)"
     r"|HUMMING|MARLIN|GDN_|KIMI_K3|MULTI_STREAM|SHARED_EXPERTS|DISABLE_(SHARED|DSV4|PYNCCL)|DEEPEP|B12X|DBO|TRITON_USE"
-    r"|DISABLED_KERNELS|TUNED_CONFIG|MAX_TOKENS_PER_EXPERT|SSM_CONV|CPU_ATTN|FLOAT32)"
+    r"|DISABLED_KERNELS|TUNED_CONFIG|MAX_TOKENS_PER_EXPERT|SSM_CONV|FLOAT32|CUSTOM_ALLREDUCE|FLASHINFER_AUTOTUNE_SKIP"
+    r"|ROCM_FP8_MFMA|TRITON_FORCE|LORA_(DISABLE_PDL|ENABLE_DUAL))"
 )
 """Variables that choose or tune kernels."""
 GONE = {"VLLM_ATTENTION_BACKEND": "--attention-backend", "VLLM_ALL2ALL_BACKEND": "--all2all-backend"}
@@ -182,6 +218,18 @@ def environment_of(text: str | None) -> Environment:
     return Environment(**told)
 
 
+def _about(name: str) -> str:
+    """What a variable that does not act changes; "" for one without effect."""
+    if name in NOT_PLANNED or name in IDLE:
+        return NOT_PLANNED.get(name, "")
+    if name in GONE:
+        return f"vLLM 0.32 does not read it; now {GONE[name]}"
+    if KERNEL_NAMES.match(name):
+        return KERNELS
+    unknown = f"vLLM 0.32 does not read it{did_you_mean(name[:60], (*ACTS, *NOT_PLANNED, *IDLE), 1)}"
+    return unknown if name.startswith("VLLM_") else ""
+
+
 def sort_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Of variables that do not act: those that change the plan, with what they are about; those without effect.
 
@@ -190,10 +238,7 @@ def sort_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     unplanned, unaffected = [], []
     for name in sorted(set(names) - set(ACTS)):
-        about = NOT_PLANNED.get(name, KERNELS if KERNEL_NAMES.match(name) else "")
-        if not about and name in GONE:
-            about = f"vLLM 0.32 does not read it; now {GONE[name]}"
-        if about:
+        if about := _about(name):
             unplanned.append(f"{name} ({about})")
         else:
             unaffected.append(name)

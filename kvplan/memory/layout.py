@@ -26,8 +26,9 @@ from kvplan.formulas.capacity import (
 from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.units import gib
 from kvplan.memory.kv.backends import Capability
-from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage, pack
+from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, is_uniform, on_stage, pack
 from kvplan.memory.kv.mixers import LayoutSetup
+from kvplan.memory.kv.orders import check_order
 from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -207,9 +208,17 @@ def kv_layout(
         )
     rules = rules_for(version)
     pages = model_pages(LayoutSetup.of(model, args, capability, rules), draft)
+    check_order(args.environment.kv_cache_layout, pages, capability[0])
     if _hybrid_manager_off(model, args):
         args = args.model_copy(update={"disable_hybrid_kv_cache_manager": True})
     return pages_layout(pages, args, available_bytes, longest=model.default_max_model_len, version=version)
+
+
+def _blocks_outermost(pages: Pages, args: EngineArgs) -> bool:
+    """Whether the asked order lets a block's pages differ in size (vLLM 0.32 `_get_packed_kv_cache_groups`)."""
+    made = [layer.page for layer in pages.layers]
+    asked = args.environment.kv_cache_layout.startswith("B")
+    return asked and not is_uniform(made) and len({page.num_bytes for page in made}) > 1
 
 
 def pages_layout(
@@ -235,7 +244,8 @@ def pages_layout(
     """
     rules = rules_for(version)
     hybrid = not args.disable_hybrid_kv_cache_manager
-    if pages.packed and hybrid:
+    is_packed = hybrid and (pages.packed or _blocks_outermost(pages, args))
+    if is_packed:
         groups = pack(pages.layers)
     else:
         groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
@@ -248,7 +258,7 @@ def pages_layout(
     if asked == -1:
         length = _fitted_length(stages, request, length)
     _check_fits(stages, request, length)
-    stage, packed = stages.tightest, max(stages.block_bytes) if pages.packed and hybrid else None
+    stage, packed = stages.tightest, max(stages.block_bytes) if is_packed else None
     return Layout(
         groups=tuple(_describe(group, request, length, stage, packed) for group in groups),
         num_blocks=stages.num_blocks[stage],

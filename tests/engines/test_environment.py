@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from places import FIXTURES
 
 from kvplan.engines.command import Command, read_command
-from kvplan.engines.environment import ACTS, environment_of, sort_out
+from kvplan.engines.environment import ACTS, KERNEL_NAMES, NOT_PLANNED, environment_of, sort_out
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.idle_variables import IDLE
 from kvplan.engines.resolve import resolve
 from kvplan.engines.stages import stages_of
 from kvplan.ground.errors import KvplanError
@@ -118,6 +120,7 @@ def test_what_is_printed_starts_the_same(name: str) -> None:
     words = {
         "VLLM_PP_LAYER_PARTITION": "30,34",
         "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random",
+        "VLLM_KV_CACHE_LAYOUT": "BLHNC",
     }
     said = words.get(name, "1")
     args = EngineArgs(env=f"{name}={said}")
@@ -149,6 +152,25 @@ def test_every_other_variable_is_listed() -> None:
     assert unaffected == names[:2]
     assert [told.split(" ")[0] for told in unplanned] == sorted(names[2:])
     assert isinstance(read_command("vllm serve m"), Command)
+
+
+def test_each_of_vllms_variables_is_one_of_four() -> None:
+    """`fixtures/variables_vllm_0.32.txt` has the names that vLLM 0.32 reads (`make_variables.py`): each acts, is named
+    with a reason, tunes kernels, or does nothing for a reason; and nothing else is sorted."""
+    names = set((FIXTURES / "variables_vllm_0.32.txt").read_text().split())
+    assert len(names) > 320
+    kernels = {name for name in names - set(NOT_PLANNED) - set(IDLE) if KERNEL_NAMES.match(name)}
+    sorted_out = [set(ACTS), set(NOT_PLANNED), set(IDLE), kernels - set(ACTS)]
+    assert set().union(*sorted_out) == names
+    assert sum(map(len, sorted_out)) == len(names)
+
+
+def test_a_variable_that_vllm_does_not_have_is_named() -> None:
+    unplanned, unaffected = sort_out(
+        ["VLLM_LOGGING_LEVLE", "VLLM_ATTENTION_BACKEND", "TOKENIZERS_PARALLELISM"]
+    )
+    assert unaffected == ["TOKENIZERS_PARALLELISM"]
+    assert unplanned[1] == "VLLM_LOGGING_LEVLE (vLLM 0.32 does not read it; did you mean VLLM_LOGGING_LEVEL?)"
 
 
 INVARIANT = "VLLM_BATCH_INVARIANT=1"

@@ -32,6 +32,8 @@ class Pages:
     backends: tuple[str, ...]
     packed: bool = False
     """Groups are packed by `groups.pack`: a block's pages lie together, and need not be of one size."""
+    orders: tuple[str, ...] = ()
+    """Orders of bytes that its own pages are made for; none: any."""
 
 
 @lru_cache(64)
@@ -56,10 +58,11 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
             layers.append(Layer(stage, _hidden_states_page(setup, sizes.block_size)))
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
-    packed = any(
-        m.spec.kind is AttentionKind.COMPRESSED or m.spec.ring_bytes or m.spec.latent_row for m in mixers
-    )
-    return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names, packed)
+    own = [m.spec for m in mixers if m.spec.ring_bytes or m.spec.latent_row]
+    packed = bool(own) or any(m.spec.kind is AttentionKind.COMPRESSED for m in mixers)
+    heads_first = any(spec.is_latent for spec in own)
+    orders = ("BLHNC",) if heads_first else ("BLNHC", "BLHNC") if packed else ()
+    return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names, packed, orders)
 
 
 def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
@@ -88,7 +91,8 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     if m.spec.ring_bytes:
         return _pooled_pages(setup, m.spec, page, width)
     keys = Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))
-    if m.spec.latent_row:  # a row of the sparse kernel's cache; a kernel's block of the indexer's
+    by_rows = m.spec.latent_row or setup.args.environment.kv_cache_layout.startswith("B")
+    if by_rows:  # a row of the sparse kernel's cache; a kernel's block of the indexer's
         kernel = INDEXER.block_sizes[0]
         keys = replace(keys, stride=kernel * width if kernel < sizes.block_size else 1)
         return [replace(page, stride=page.token_bytes), keys]
