@@ -21,14 +21,24 @@ class DoesNotFit(KvplanError):
     """A sound question whose answer is no: says what is needed, what there is, what would fit. Exit code 1."""
 
 
-def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return `"; did you mean a, b?"`, or an empty string when nothing is close.
+CLOSE = 0.7
+"""Share of its letters that a word has in common with one that was meant; words that have less are other words."""
+CLOSE_SHORT = 0.66
+"""The same of words below five letters, where one of three may be wrong."""
 
-    >>> did_you_mean("h10", ["h100", "a100"])
-    '; did you mean h100, a100?'
+
+def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
+    """Return `"; did you mean a, b?"`, or an empty string when nothing is close or begins with the word.
+
+    >>> did_you_mean("h10", ["h100", "a100"]), did_you_mean("llama", ["llama-2-7b", "glm"])
+    ('; did you mean h100?', '; did you mean llama-2-7b?')
+    >>> did_you_mean("bogus", ["uds", "host"]), did_you_mean("hf_config_path", ["eplb_config"])
+    ('', '')
     """
-    by_fold = {k.casefold(): k for k in known}
-    close = get_close_matches(word.casefold(), by_fold, n=limit, cutoff=0.5)
+    by_fold, asked = {k.casefold(): k for k in known}, word.casefold()
+    cutoff = CLOSE if len(asked) > 4 else CLOSE_SHORT
+    close = get_close_matches(asked, by_fold, n=limit, cutoff=cutoff)
+    close = close or [k for k in by_fold if len(asked) > 3 and k.startswith(asked)][:limit]
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""
 
 

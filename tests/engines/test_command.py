@@ -298,6 +298,7 @@ def test_sglang_data_parallel() -> None:
         ("vllm bench serve --model m", "no engine is started"),
         ("vllm serve m --tensor-parallel-sise 2", "did you mean tensor-parallel-size"),
         ("vllm serve m --swap-space 4", "has no such flag"),
+        ("vllm serve m --bogus 1", r"--bogus: vLLM 0\.32 has no such flag$"),
         ("vllm serve m --max 4", "ambiguous, could be"),
         ("vllm serve m other", "unrecognized argument 'other'"),
         ("vllm serve m -tp", "expected one argument"),

@@ -180,6 +180,7 @@ def test_bench_block_has_vllms_labels_in_vllms_order(capsys: pytest.CaptureFixtu
             "workload.arrivals.rate: Input should be greater than 0",
         ),
         ("engine.max_num_sqs=4", "engine.max_num_sqs: unknown key; did you mean max_num_seqs"),
+        ("engine.hf_config_path=x", "engine.hf_config_path: unknown key\n"),
         ("gpu=h1000", "h1000"),
         ("model=Qwen/Qwen3-9B", "Qwen3-9B"),
         ("limits.horizon_s=1e15", "limits.horizon_s: Input should be less than"),
