@@ -19,6 +19,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.memory.stated.rows import GLMS, QWENS, STATED
 from kvplan.memory.stated.ways import FLAG, Shown, StatedSizes, TowerRow
 from kvplan.models.spec import VisionSpec
+from kvplan.models.towers.parts import heard_facts
 
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
 STEEPEST = 200
@@ -87,10 +88,7 @@ def _by_row(
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
         if "beside" in facts:
             found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
-    samples = mm_sizes(args.limit_mm_per_prompt, "audio").get("length")
-    if samples and row.sound is not None:
-        heard = row.sound(facts, samples)
-        found |= {key: min(n, facts.get(key, n)) for key, n in heard.items()}
+    found |= told_sound(vision, facts, args)
     if row.video is not None:
         limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
         told_video = mm_sizes(args.limit_mm_per_prompt, "video")
@@ -98,14 +96,24 @@ def _by_row(
     return found
 
 
+def told_sound(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    """What the longest sound is under those flags, by its facts: as long as stated, and as the context lets it be."""
+    row, samples = STATED.get(vision.architecture), mm_sizes(args.limit_mm_per_prompt, "audio").get("length")
+    if row is None or row.sound is None:
+        return {}
+    if "token_samples" in facts:
+        samples = min(
+            samples or facts["samples"], args.max_model_len * facts["token_samples"], facts["samples"]
+        )
+        return dict(row.sound({**facts, "context": args.max_model_len}, samples))
+    heard = row.sound(facts, samples) if samples else {}
+    return {key: min(n, facts.get(key, n)) for key, n in heard.items()}
+
+
 def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> list[str]:
     """What flags state that changes nothing of what start-up profiles of this tower."""
-    row = (
-        QWENS
-        if _like_qwen(vision, facts)
-        else GLMS
-        if "video_pixels" in facts
-        else STATED.get(vision.architecture)
+    row = STATED.get(vision.architecture) or (
+        QWENS if _like_qwen(vision, facts) else GLMS if "video_pixels" in facts else None
     )
     if row is None:
         return []
@@ -113,6 +121,8 @@ def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs)
     scoped = {key for scope, keys in told.items() if scope.endswith("_kwargs") and keys for key in keys}
     keys = {key for key in told if not key.endswith("_kwargs")} | scoped
     acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
+    if not heard_facts(facts) and any(kind != "audio" for tower in vision.towers for kind in tower):
+        acts["audio"] = ()  # a class that hears, of a config without ears
     stated = {kind: mm_sizes(args.limit_mm_per_prompt, kind) for kind in acts}
     idle = [f"{kind}.{key}" for kind, sizes in stated.items() for key in sizes if key not in acts[kind]]
     return [*sorted(keys - set(row.keys)), *idle]

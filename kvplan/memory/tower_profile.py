@@ -21,10 +21,19 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
 from kvplan.memory.glm_items import glm_facts
-from kvplan.memory.item_sizes import idle_sizes, is_sized, media_frames, plans_sizes, states_sizes, told_facts
+from kvplan.memory.item_sizes import (
+    idle_sizes,
+    is_sized,
+    media_frames,
+    plans_sizes,
+    states_sizes,
+    told_facts,
+    told_sound,
+)
 from kvplan.memory.tower_attention import WIDTH
 from kvplan.models.spec import VisionSpec
 from kvplan.models.towers.kinds import most_items
+from kvplan.models.towers.parts import heard_facts
 
 TILES = 13
 """Tiles of a picture, the thumbnail counted, that InternVL's and Cohere's processors cut at most."""
@@ -136,11 +145,26 @@ def _facts(vision: VisionSpec) -> dict[str, int]:
 
 
 def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
-    """The largest item that may be asked of this engine: of images and videos, what becomes more tokens.
+    """The largest item that may be asked of this engine: of images, videos and sounds, what becomes the most tokens.
 
-    At a tie vLLM takes the video, whose name comes last. None where it is not known: of towers that see and
-    hear, what they hear.
+    At a tie vLLM takes the one whose name comes last. None where it is not known.
     """
+    found = [item for item in (_seen_item(vision, args), _heard_item(vision, args)) if item is not None]
+    return max(found, key=lambda item: (item.tokens, item.kind), default=None)
+
+
+def _heard_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
+    """The longest sound of a tower that sees too."""
+    facts = heard_facts(dict(vision.facts))
+    if not facts or not mm_limit(args.limit_mm_per_prompt, "audio"):
+        return None
+    facts |= told_sound(vision, facts, args)
+    tokens = min(facts["tokens"], args.max_model_len) if "within" in facts else facts["tokens"]
+    return Largest(facts["patches"], tokens, facts["pixels"], "audio")
+
+
+def _seen_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
+    """The largest image or video; of towers that only hear, the longest sound."""
     image, facts = largest_image(vision), _facts(vision)
     facts |= media_frames(facts, args)
     if "video_pixels" in facts and image is not None:
@@ -188,7 +212,9 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     run = min(run, facts.get("most_run", run))
     patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
     pixels = facts.get("frame_pixels", image.pixels)
-    tokens = counted * facts["frame_tokens"] + facts.get("video_ends", 0)
+    tokens = (
+        context if "video_fills" in facts else counted * facts["frame_tokens"] + facts.get("video_ends", 0)
+    )
     if "run_tokens" in facts:
         run = max(-(-tokens // facts["run_tokens"]), facts["run_least"])
         patches = min(run * facts["run_patches"], patches)
@@ -253,11 +279,13 @@ def tower_bytes(vision: VisionSpec, args: ResolvedArgs, attention: float = WIDTH
     largest, facts = largest_item(vision, args), dict(vision.facts)
     if largest is None:
         return None
+    if largest.kind == "audio":
+        facts = heard_facts(facts) or facts
     whole = vision.family in WHOLE or args.mm_encoder_tp_mode == "data" or facts.get("whole")
     tp = 1 if whole else args.tensor_parallel_size
     gated = vision.family in GATED or facts.get("gated")
-    hidden, sides = vision["hidden"], 3 if gated else 2
-    widest = max(attention * hidden + facts.get("scores", 0), sides * vision["width"]) / tp
+    hidden, sides = facts["hidden"], 3 if gated else 2
+    widest = max(attention * hidden + facts.get("scores", 0), sides * facts["width"]) / tp
     layers = 2 * hidden + widest + facts.get("kept", 0)
     patches = _num_patches(vision, args, largest)
     at_once = min(patches, facts.get("at_once", patches))

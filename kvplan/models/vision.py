@@ -85,7 +85,9 @@ def _shapes(outer: Keys) -> tuple[tuple[int, int], ...]:
 
 
 def _sized_tower(outer: Keys, architecture: str, text_hidden: int, multimodal: bool) -> VisionSpec | None:
-    from kvplan.models.towers.rows import DECLARED  # only where there is a tower: for cold starts
+    from kvplan.models.towers.heard import gemma4_sound  # only where there is a tower: for cold starts
+    from kvplan.models.towers.parts import TowerFacts, beside
+    from kvplan.models.towers.rows import DECLARED
     from kvplan.models.towers.sound import gemma4_audio
 
     if architecture in DECLARED:
@@ -115,6 +117,7 @@ def _sized_tower(outer: Keys, architecture: str, text_hidden: int, multimodal: b
     heard = outer.section("audio_config") if family == "gemma4" else Keys(k.name, {})
     try:
         sound = tuple(gemma4_audio(heard, text_hidden)) if heard.raw else ()
+        facts |= beside(gemma4_sound(TowerFacts(outer, k, text_hidden))) if heard.raw else {}
     except KvplanError:
         return VisionSpec("unlisted", ())
     return VisionSpec(family, tuple(facts.items()), sound)
@@ -130,7 +133,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         return None
     if row.kind not in ("", k.text("model_type")):
         return VisionSpec("unlisted", ())
-    from kvplan.models.towers.parts import NoSuchTower, TowerFacts
+    from kvplan.models.towers.parts import NoSuchTower, TowerFacts, beside
 
     try:
         parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))
@@ -139,6 +142,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         facts |= {"table": _table(k, long)} if row.rotary else {}
         facts |= {"table": row.table(TowerFacts(outer, k, text_hidden))} if row.table else {}
         facts |= row.largest(TowerFacts(outer, k, text_hidden)) if row.largest else {}
+        facts |= beside(row.sound(TowerFacts(outer, k, text_hidden))) if row.sound else {}
     except NoSuchTower:
         raise
     except KvplanError:

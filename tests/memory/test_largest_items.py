@@ -87,7 +87,9 @@ def test_without_videos_the_largest_image_is_run(name: str) -> None:
     if name in FILLING:
         pytest.skip("its images are counted by the context: planned as one frame each")
     theirs = ITEMS[name]["8192"]
-    mine = largest_item(vision_of(name), args(max_model_len=8192, limit_mm_per_prompt='{"video": 0}'))
+    mine = largest_item(
+        vision_of(name), args(max_model_len=8192, limit_mm_per_prompt='{"video": 0, "audio": 0}')
+    )
     assert mine is not None
     assert mine.tokens == theirs["tokens"]["image"]
     marked = MARKED.get(name)

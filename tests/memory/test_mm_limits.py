@@ -138,12 +138,20 @@ def test_one_of_two_towers_at_0_keeps_both_and_says_so(
 
 
 def test_a_tower_that_nothing_is_seen_with_is_not_profiled_as_if() -> None:
-    """Qwen 2.5 Omni that only hears: its largest image is not asked for, and its largest sound is not known."""
+    """Qwen 2.5 Omni that only hears runs its longest sound: 30 s, less than an image."""
     model = of_fixture("Qwen2_5OmniForConditionalGeneration")
     assert model.vision is not None
     hears = plan(model, limit_mm_per_prompt=limited(image=0, video=0)).args
-    assert tower_bytes(model.vision, hears) is None
-    assert tower_bytes(model.vision, plan(model, limit_mm_per_prompt=limited(audio=0)).args)
+    item = largest_item(model.vision, hears)
+    assert item is not None
+    assert (item.kind, item.tokens, item.patches) == ("audio", 750, 1500)
+    heard, seen = (
+        tower_bytes(model.vision, told)
+        for told in (hears, plan(model, limit_mm_per_prompt=limited(audio=0)).args)
+    )
+    assert heard is not None
+    assert seen is not None
+    assert 0 < heard < seen
 
 
 def test_sounds_a_prompt_bound_those_of_the_profile() -> None:

@@ -190,6 +190,17 @@ def test_convolutions_of_qwen_3_are_run_500_seconds_at_a_time() -> None:
     assert many == pytest.approx(2 * (500 * 13 * 236308 + kept), rel=0.001)
 
 
+def test_parakeets_first_convolution_is_what_it_holds() -> None:
+    """131,832 numbers a frame behind it, of one clip or six of 3,001 frames (transformers' `ParakeetEncoder`)."""
+    vision = tower("NemotronH_Nano_Omni_Reasoning_V3")
+    asked = args(limit_mm_per_prompt='{"image": 0, "video": 0}')
+    found, known = largest_item(vision, asked), tower_bytes(vision, asked)
+    assert found is not None
+    assert known is not None
+    assert (found.kind, found.patches) == ("audio", 20 * 376)
+    assert known / 2 / found.patches == pytest.approx(131832, rel=0.01)
+
+
 def test_ultravox_runs_sixteen_windows_at_a_time() -> None:
     """A second sound adds its pitches alone: 16 windows of 1,500 pairs of frames of 128 each."""
     vision = tower("UltravoxModel")

@@ -64,7 +64,7 @@ def _image_processor(module: str, name: str, **told: Any) -> Any:
     made = getattr(importlib.import_module(f"transformers.models.{module}"), name)
     known = getattr(made, "valid_kwargs", None)
     stated = {k: v for k, v in TOLD.items() if known and k in known.__annotations__} if known else {}
-    return made(**{**told, **stated})
+    return made(**copy.deepcopy({**told, **stated}))  # which processors write to
 
 
 def _with(module: str, name: str, told: Any = None, **more: Any) -> Callable[[Any], Any]:
@@ -311,6 +311,8 @@ def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> 
         return _tiled(name, image)
     if name.startswith("Dots3"):
         return int(info.image_processor.preprocess(image)[0].numel())
+    if name.startswith("Inkling"):
+        return int(info.get_hf_processor().process_images([image])["vision_patches_bthwc"].numel())
     if name.startswith("Nemotron"):
         processor = info.get_hf_processor()
         if processor.dynamic_tiler:
@@ -340,6 +342,8 @@ def _image_tokens(name: str, info: Any, image: Any) -> int:
 
     sized = {"image_width": image.size[0], "image_height": image.size[1]}
     offered = {**sized, "mm_kwargs": {}}
+    if name.startswith("Inkling"):
+        return int(info.get_hf_processor().process_images([image])["num_tokens"][0])
     if name.startswith("Lfm2"):
         made = info.get_hf_processor()
         shapes = made.image_processor(images=[image], return_tensors="pt")["spatial_shapes"]
@@ -399,7 +403,8 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
         pair = (tensor, torch.arange(len(frames), dtype=torch.float32))
         return int(inner.process_video(VideoInput(video=pair))[0].numel())
     count, height, width, colours = frames.shape
-    grouped = 1 if name.startswith("Keye") else config.get("vision_config", {}).get("temporal_patch_size", 1)
+    eyes = config.get("thinker_config", config).get("vision_config", {})
+    grouped = 1 if name.startswith("Keye") else eyes.get("temporal_patch_size", 1)
     return int((count + -count % grouped) * height * width * colours)
 
 

@@ -25,7 +25,7 @@ import make_largest
 import vllm_meta
 from make_largest import TOLD
 from stated_processors import STUBS
-from stated_sounds import sounds
+from stated_sounds import BOTH, EARS, sounds
 
 WRITTEN = make_largest.FIXTURES / "stated_items_vllm_0.32.json"
 LIMITS = make_largest.FIXTURES / "item_limits_vllm_0.32.json"
@@ -59,6 +59,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         kwargs(images_kwargs={"max_soft_tokens": 140}),
         {"limit_mm_per_prompt": {"video": {"num_frames": 4}}},
         {"limit_mm_per_prompt": {"video": {"num_frames": 100}}},
+        {"limit_mm_per_prompt": {"video": 0}},
     ],
     "Gemma4UnifiedForConditionalGeneration": [
         *(kwargs(max_soft_tokens=n) for n in (70, 560, 1120)),
@@ -169,7 +170,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         image(900, 400, video=0),
         {"limit_mm_per_prompt": {"video": {"num_frames": 8}}},
     ],
-    "NemotronH_Nano_Omni_Reasoning_V3": [{"limit_mm_per_prompt": {"video": {"num_frames": 8}, "audio": 0}}],
+    "NemotronH_Nano_Omni_Reasoning_V3": [
+        {"limit_mm_per_prompt": {"video": {"num_frames": 8}, "audio": 0}},
+        {"limit_mm_per_prompt": {"video": 0}},
+    ],
     "MiniCPMV4_6ForConditionalGeneration": [
         kwargs(max_slice_nums=4),
         {**kwargs(max_slice_nums=4), "limit_mm_per_prompt": {"video": 0}},
@@ -186,6 +190,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         image(20, 700, video=0),
         image(1792, 8, video=0),
     ],
+    "Qwen2_5OmniModel": [kwargs(max_pixels=501760), {"limit_mm_per_prompt": {"video": 0}}],
+    "Qwen3OmniMoeForConditionalGeneration": [
+        kwargs(max_pixels=501760),
+        {"limit_mm_per_prompt": {"video": 0}},
+    ],
+    "InklingForConditionalGeneration": [
+        {"limit_mm_per_prompt": {"audio": 0}},
+        image(100, 50, audio=0),
+        image(159, 160, audio=0),
+        kwargs(rescale_image_frac=1.0),
+    ],
     "Llava, with its tower": [],
     "PaliGemma, with its tower": [],
     "AriaForConditionalGeneration": [],
@@ -199,11 +214,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
 """Architecture -> flags beside those of `SHAPES`."""
 
 
-def heard(samples: int) -> dict[str, Any]:
-    return {"limit_mm_per_prompt": {"audio": {"count": 1, "length": samples}}}
+def heard(samples: int, **more: Any) -> dict[str, Any]:
+    return {"limit_mm_per_prompt": {"audio": {"count": 1, "length": samples}, **more}}
 
 
-SOUNDS = [heard(n) for n in (16_000, 100_000, 400_000, 700_000, 10**8)]
+LONG = 16_000, 100_000, 400_000, 700_000, 10**8
+SOUNDS = [heard(n) for n in LONG]
+UNSEEN: dict[str, int] = {"image": 0, "video": 0}
+HEARD = [{"limit_mm_per_prompt": UNSEEN}, *(heard(n, **UNSEEN) for n in (700, *LONG))]
+"""Sounds that are stated of towers that see too, where nothing may be seen."""
 
 
 def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -> dict[str, Any]:
@@ -214,6 +233,33 @@ def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -
     made, info, dummy = make_largest._info(
         make_largest.sized(name, case["config"]), flags, length, case.get("beside")
     )
+    if name in EARS:
+        _with_ears(name, info)
+    else:
+        _with_usual_ears(name, info)
+    limits = [m for m in info.get_supported_mm_limits() if info.allowed_mm_limits.get(m)]
+    told = info.get_mm_max_tokens_per_item(length, dict.fromkeys(limits, 1))
+    options = made.get_multimodal_config().limit_per_prompt
+    samples = len(dummy.get_dummy_mm_data(length, {"audio": 1}, options)["audio"][0])
+    tokens, frames = sounds()[name](info, samples)
+    return {"tokens": {"audio": int((told or {"audio": tokens})["audio"])}, "frames": {"audio": int(frames)}}
+
+
+def _with_ears(name: str, info: Any) -> None:
+    """What its class hears with: transformers' own extractor, beside what it sees with."""
+    ears = EARS[name]()
+    if ears is None:  # its class makes its own
+        return
+    known = make_largest.PROCESSORS.get(name)
+    stub = known(info) if known else SimpleNamespace()
+    for key, made in ears.items():
+        setattr(stub, key, made)
+    type(info).get_hf_processor = lambda self, **told: stub
+    type(info).get_feature_extractor = lambda self, **told: ears["feature_extractor"]
+
+
+def _with_usual_ears(name: str, info: Any) -> None:
+    """Whisper's numbers, and the longest that transformers' processors take."""
     ears = SimpleNamespace(
         sampling_rate=16000, chunk_length=30, n_samples=480000, hop_length=160, frame_rate=12.5
     )
@@ -222,12 +268,6 @@ def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -
     stub.mel_config = {"mel_sr": 16000, "mel_hop_length": 160}
     type(info).get_hf_processor = lambda self, **told: stub
     type(info).get_feature_extractor = lambda self, **told: ears
-    limits = dict.fromkeys(info.get_supported_mm_limits(), 1)
-    told = info.get_mm_max_tokens_per_item(length, limits)
-    options = made.get_multimodal_config().limit_per_prompt
-    samples = len(dummy.get_dummy_mm_data(length, {"audio": 1}, options)["audio"][0])
-    tokens, frames = sounds()[name](info, samples)
-    return {"tokens": {"audio": int((told or {"audio": tokens})["audio"])}, "frames": {"audio": int(frames)}}
 
 
 def limits(packed: dict[str, Any]) -> dict[str, Any]:
@@ -255,16 +295,24 @@ def main() -> None:
         LIMITS.write_text(json.dumps(limits(packed), indent=1) + "\n")
         return
     written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
-    for name in sys.argv[1:] or (*CASES, *sounds()):
+    for name in sys.argv[1:] or dict.fromkeys((*CASES, *sounds())):
         said = [
             {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
-            for flags in ([*([] if name in SHAPELESS else SHAPES), *CASES[name]] if name in CASES else SOUNDS)
+            for flags in asked(name)
             for length in LENGTHS
         ]
         written[name] = {"sizes": make_largest.SIZES.get(name, {}), "said": said}
         for case in said:
             print(name, case["flags"], case["length"], case["vllm"], flush=True)
     WRITTEN.write_text(json.dumps(dict(sorted(written.items())), indent=1) + "\n")
+
+
+def asked(name: str) -> list[dict[str, Any]]:
+    """Flags that are stated of one architecture."""
+    if name not in CASES:
+        return HEARD if name in BOTH else SOUNDS
+    shapes = [] if name in SHAPELESS else SHAPES
+    return [*shapes, *CASES[name], *(HEARD if name in sounds() else ())]
 
 
 def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -> dict[str, Any]:
@@ -274,10 +322,15 @@ def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) 
     TOLD.update({k: v for k, v in told.items() if not k.endswith("_kwargs")})
     TOLD.update(told.get("images_kwargs", {}))
     own = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
-    if name not in CASES:
+    kinds = flags.get("limit_mm_per_prompt", {})
+    if name in sounds() and (name not in CASES or kinds.get("image") == kinds.get("video") == 0):
         return sound(name, case, flags, length)
     try:
-        return make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)
+        found = make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)
+        if name in sounds() and kinds.get("audio") != 0:
+            found["frames"] = (ears := sound(name, case, flags, length))["frames"]
+            found["tokens"] |= ears["tokens"]
+        return found
     except Exception as error:  # whatever vLLM stumbles over is the answer
         return {"error": f"{type(error).__name__}: {str(error)[:160]}"}
 

@@ -299,6 +299,16 @@ def _minicpm4(info: Any) -> Any:
     return made
 
 
+def _omni(patch: int) -> Any:
+    """Qwen 2's under the limits that Qwen's omnis publish, and Whisper's ears."""
+    from transformers import WhisperFeatureExtractor
+
+    size = {"shortest_edge": 3136, "longest_edge": 12845056}
+    told = {"size": size, "patch_size": patch}
+    ears = WhisperFeatureExtractor(feature_size=128)
+    return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", told, feature_extractor=ears)
+
+
 STUBS = {
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
     **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),
@@ -319,6 +329,8 @@ STUBS = {
         _anyres,
     ),
     "RForConditionalGeneration": _anyres,
+    "Qwen2_5OmniModel": _omni(14),
+    "Qwen3OmniMoeForConditionalGeneration": _omni(16),
     "Ovis": _ovis,
     "Step3VLForConditionalGeneration": _step,
     "Step3p7ForConditionalGeneration": _step,

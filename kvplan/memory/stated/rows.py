@@ -66,6 +66,15 @@ def _sliced_frames(shown: Shown) -> Mapping[str, int]:
     return {"frame_tokens": counted.tokens, "frame_patches": run.patches, **fewer_run(shown)}
 
 
+def _anything(asked: StatedSizes) -> SizeRule:
+    raise AssertionError  # planned by functions of its own
+
+
+QWENS = TowerRow(_anything, PIXELS, video=fewer_run, video_sides=True)
+"""Qwen's and its kin's (`kvplan/memory/item_sizes.py`)."""
+GLMS = QWENS
+"""GLM's (`kvplan/memory/glm_items.py`)."""
+
 STATED: dict[str, TowerRow] = {
     "Gemma3ForConditionalGeneration": TowerRow(
         whole.pan_and_scan,
@@ -77,12 +86,17 @@ STATED: dict[str, TowerRow] = {
         ),
     ),
     **dict.fromkeys(
-        (
-            "Gemma4ForConditionalGeneration",
-            "Gemma4UnifiedForConditionalGeneration",
-            "DiffusionGemmaForBlockDiffusion",
+        ("Gemma4ForConditionalGeneration", "DiffusionGemmaForBlockDiffusion"),
+        TowerRow(
+            whole.soft_tokens, ("max_soft_tokens",), fixed=True, video=_gemma4_frames, sound=sounds.gemma4
         ),
-        TowerRow(whole.soft_tokens, ("max_soft_tokens",), fixed=True, video=_gemma4_frames),
+    ),
+    "Gemma4UnifiedForConditionalGeneration": TowerRow(
+        whole.soft_tokens,
+        ("max_soft_tokens",),
+        fixed=True,
+        video=_gemma4_frames,
+        sound=sounds.gemma4_unified,
     ),
     "Mistral3ForConditionalGeneration": TowerRow(whole.pixtral, ("size",)),
     "PixtralForConditionalGeneration": TowerRow(whole.pixtral),
@@ -107,7 +121,7 @@ STATED: dict[str, TowerRow] = {
         TowerRow(tiles.split, ("size", "do_image_splitting")),
     ),
     "Phi3VForCausalLM": TowerRow(tiles.crops_of_336, ("num_crops",)),
-    "Phi4MMForCausalLM": TowerRow(tiles.crops_of_448, ("dynamic_hd",)),
+    "Phi4MMForCausalLM": TowerRow(tiles.crops_of_448, ("dynamic_hd",), sound=sounds.phi4mm),
     "DeepseekVLV2ForCausalLM": TowerRow(tiles.candidates),
     "MolmoForCausalLM": TowerRow(tiles.molmo, ("max_crops",)),
     "Molmo2ForConditionalGeneration": TowerRow(tiles.molmo2, ("max_crops",), video=_molmo2_frames),
@@ -156,7 +170,14 @@ STATED: dict[str, TowerRow] = {
             "NemotronH_Omni_Reasoning_V3",
             "NemotronH_Super_Omni_Reasoning_V3",
         ),
-        TowerRow(tiles.radio, ("max_num_tiles",), most=True, strict=True, video=_tubelets),
+        TowerRow(
+            tiles.radio,
+            ("max_num_tiles",),
+            most=True,
+            strict=True,
+            video=_tubelets,
+            sound=sounds.parakeet,
+        ),
     ),
     "Llama_Nemotron_Nano_VL": TowerRow(tiles.radio, ("max_num_tiles", "use_thumbnail")),
     **dict.fromkeys(
@@ -186,6 +207,16 @@ STATED: dict[str, TowerRow] = {
         ("Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"), TowerRow(sound=sounds.qwen3)
     ),
     "MossAudioModel": TowerRow(sound=sounds.moss_audio),
+    "InklingForConditionalGeneration": TowerRow(whole.inkling, sound=sounds.inkling),
+    "UltravoxModel": TowerRow(sound=sounds.ultravox),
+    "FunAudioChatForConditionalGeneration": TowerRow(sound=sounds.fun_audio_chat),
+    "VibeVoiceAsrForConditionalGeneration": TowerRow(sound=sounds.vibevoice),
+    "Gemma3nForConditionalGeneration": TowerRow(sound=sounds.gemma3n),
+    **dict.fromkeys(
+        ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
+        QWENS._replace(sound=sounds.qwen2_5_omni),
+    ),
+    "Qwen3OmniMoeForConditionalGeneration": QWENS._replace(sound=sounds.qwen3_omni),
     **dict.fromkeys(
         (
             # 30 s however long the sound is
@@ -208,7 +239,6 @@ STATED: dict[str, TowerRow] = {
             "DeepseekOCR2ForCausalLM",
             "UnlimitedOCRForCausalLM",
             "GLM4VForCausalLM",
-            "Gemma3nForConditionalGeneration",
             "HfMoondream",
             "Moondream3ForCausalLM",
             "NemotronParseForConditionalGeneration",
@@ -220,13 +250,3 @@ STATED: dict[str, TowerRow] = {
     ),
 }
 """Architecture -> how stated sizes act; those of Qwen and GLM have functions of their own."""
-
-
-def _anything(asked: StatedSizes) -> SizeRule:
-    raise AssertionError  # planned by functions of its own
-
-
-QWENS = TowerRow(_anything, PIXELS, video=fewer_run, video_sides=True)
-"""Qwen's and its kin's (`kvplan/memory/item_sizes.py`)."""
-GLMS = QWENS
-"""GLM's (`kvplan/memory/glm_items.py`)."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kvplan.ground.errors import KvplanError
+
 Facts = Mapping[str, int]
 RATE, HOP = 16_000, 160
 """Samples a second, and of a frame of the spectrogram."""
@@ -92,6 +94,91 @@ def qwen3(facts: Facts, samples: int) -> Facts:
 def moss_audio(facts: Facts, samples: int) -> Facts:
     """A second at most is run (vLLM 0.32 `models/moss_audio.py: get_dummy_mm_data`)."""
     return {"patches": min(facts["patches"], _thinned(_frames(min(samples, RATE))))}
+
+
+def ultravox(facts: Facts, samples: int) -> Facts:
+    """Windows, the only one as long as the sound; frames are halved, and those of each window joined.
+
+    Source: vLLM 0.32 `models/ultravox.py: UltravoxWhisperEncoder`; tokens as the public tests of its checkpoints'
+    `UltravoxProcessor` state them (35 s: 188 and 32).
+    """
+    frames = [_frames(n) for n in _windows(samples, 16)]
+    joined = 2 * facts["stack"]
+    run = _halved(frames[0]) if len(frames) == 1 else facts["patches"] // 16 * len(frames)
+    return {"patches": run, "tokens": sum(-(-n // joined) for n in frames)}
+
+
+def fun_audio_chat(facts: Facts, samples: int) -> Facts:
+    """Frames are halved, a Fourier transform's samples at least (vLLM 0.32 `models/funaudiochat.py`)."""
+    return {"patches": _halved(_frames(max(samples, 400)))}
+
+
+def vibevoice(facts: Facts, samples: int) -> Facts:
+    """Samples, filled up to whole hops of its tokenizer (transformers' `VibeVoiceAsrProcessor`)."""
+    return {"patches": -(-samples // facts["hop"]) * facts["hop"]}
+
+
+def phi4mm(facts: Facts, samples: int) -> Facts:
+    """Frames are joined by eights (vLLM 0.32 `models/phi4mm.py: get_audio_num_frames, _compute_audio_embed_size`)."""
+    frames = (min(samples, 241_000) - 400) // HOP + 1
+    if frames < 1:
+        raise KvplanError(f"a sound of {samples} samples: its processor needs 400 at least")
+    tokens = -(-frames // facts["joined"])
+    return {"patches": tokens, "tokens": tokens}
+
+
+def gemma3n(facts: Facts, samples: int) -> Facts:
+    """Filled up to whole 128 samples, 1,024 at most; frames of 513 are halved twice, and none is counted less.
+
+    Source: vLLM 0.32 `models/gemma3n_mm.py: _get_num_audio_frames_alone`.
+    """
+    return {"patches": _twice_halved((-(-min(samples, 1024) // 128) * 128 - 513) // HOP + 1)}
+
+
+def gemma4(facts: Facts, samples: int) -> Facts:
+    """512 samples at most, behind 160 of silence; frames of 321 are halved twice, and none is counted less.
+
+    Source: vLLM 0.32 `models/gemma4_mm.py: _dummy_audio_num_samples, _compute_audio_num_tokens`.
+    """
+    return {"patches": _twice_halved((min(samples, 512) + 160 - 321) // HOP + 1)}
+
+
+def gemma4_unified(facts: Facts, samples: int) -> Facts:
+    """A frame of its samples each, and none counted less (vLLM 0.32 `models/gemma4_unified.py`)."""
+    return {"patches": -(-samples // facts["pixels"])}
+
+
+def qwen2_5_omni(facts: Facts, samples: int) -> Facts:
+    """Frames are halved, and none counted less (vLLM 0.32 `models/qwen2_5_omni_thinker.py`)."""
+    return {"patches": _halved(_frames(samples))}
+
+
+def qwen3_omni(facts: Facts, samples: int) -> Facts:
+    """As `qwen3`, and none counted less (vLLM 0.32 `models/qwen3_omni_moe_thinker.py`)."""
+    return {"patches": _thinned(_frames(min(samples, WINDOW)))}
+
+
+def inkling(facts: Facts, samples: int) -> Facts:
+    """20 tokens a second (vLLM 0.32 `processors/inkling.py: _dmel_bins`)."""
+    tokens = -(-samples // 800)
+    return {"patches": tokens, "tokens": tokens}
+
+
+def parakeet(facts: Facts, samples: int) -> Facts:
+    """Clips of 30 s, each filled up to the longest, halved as often as are joined; counted as the context.
+
+    Source: vLLM 0.32 `models/parakeet.py: ParakeetExtractor._clip_sizes`, `models/nano_nemotron_vl.py`.
+    """
+    clips, rest = divmod(samples, facts["clip"])
+    clips, longest = clips + (rest > 0), facts["clip"] if clips else max(rest, facts["clip"] // 300)
+    frames = longest // facts["hop"] + 1
+    for _ in range(facts["joined"].bit_length() - 1):
+        frames = _halved(frames)
+    return {"patches": clips * frames, "tokens": facts["context"]}
+
+
+def _twice_halved(frames: int) -> int:
+    return _halved(_halved(frames)) if frames > 0 else 0
 
 
 def _thinned(frames: int) -> int:

@@ -210,3 +210,22 @@ def ovis2_5(asked: StatedSizes) -> SizeRule:
         return MadeItem(across * down * joined, across * down + 2)
 
     return SizeRule(1792, 1792, made)
+
+
+def inkling(asked: StatedSizes) -> SizeRule:
+    """Inkling's: twice as large up to 2,048 pixels, patches of `patch` and one more to each row.
+
+    Source: vLLM 0.32 `processors/inkling.py: _scaled_image_dimensions, _encode_image_bytes`.
+    """
+    if "patch" not in asked.facts:  # without eyes
+        return SizeRule(1, 1, lambda width, height: MadeItem(asked.facts["patches"], asked.facts["tokens"]))
+    patch = asked.facts["patch"]
+
+    def made(width: int, height: int) -> MadeItem:
+        long = max(width, height)
+        ratio = min(2.0 * long, float(max(2048, long))) / long
+        across, down = (max(1, math.floor(side * ratio + 0.5)) for side in (width, height))
+        patches = -(-down // patch) * (across // patch + 1)
+        return MadeItem(patches, patches)
+
+    return SizeRule(4 * patch, 4 * patch, made)

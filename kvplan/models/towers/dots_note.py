@@ -120,6 +120,25 @@ MOST_PIXELS = 12_845_056
 `include/vllm/multimodal/dots3_note_processor.h`)."""
 
 
+def dots_note_sound(s: TowerFacts) -> Mapping[str, int]:
+    """A minute, filled up to it, as many tokens of it as the context holds; 16 minutes at a time.
+
+    The first convolution and its activation are the widest: `downsample_hidden_size` channels of half the times and
+    pitches. Source: vLLM 0.32 `models/dots3_note/common/processor.py: get_mm_max_tokens_per_item`, `nvidia/audio.py`.
+    """
+    k = s.outer.section("audio_config")
+    if not k.raw:
+        return {}
+    w, stem = k.section("whisper_config"), k.flag("use_conv2d_stem", True)
+    joined, seconds = 8 if stem else 2, k.count("chunk_seconds", default=60, high=1 << 16)
+    positions, pixels = -(-100 * seconds // joined), joined * MELS
+    merged = k.count("merge_factor", default=1, high=64)
+    channels = k.count("downsample_hidden_size", default=480) if stem else 0
+    more = {"outside": channels * joined * MELS // 2 + pixels, "at_once": 16 * positions, "within": 1}
+    sides = w.count("d_model"), w.count("encoder_ffn_dim")
+    return item(*sides, positions, -(-positions // merged), pixels=pixels, gated=1, whole=1, **more)
+
+
 def dots_note_video(s: TowerFacts) -> Mapping[str, int]:
     """A video of three quarters of the context, a frame for every image's tokens in it; or an image; or a minute.
 
@@ -130,10 +149,7 @@ def dots_note_video(s: TowerFacts) -> Mapping[str, int]:
     """
     k = s.outer.section("vision_config")
     if not k.raw:
-        w = s.outer.section("audio_config").section("whisper_config")
-        return item(
-            w.count("d_model"), w.count("encoder_ffn_dim"), 750, 750, pixels=8 * MELS, gated=1, whole=1
-        )
+        return dots_note_sound(s)
     dim, patch = k.count("embed_dim", default=1536), k.count("patch_size", default=14, high=4096)
     joined = k.count("adapter_merge_size", default=2, high=64) ** 2
     tokens, width = MOST_PIXELS // (joined * patch**2), k.count("intermediate_size", default=4224)

@@ -44,8 +44,9 @@ voxtral_sound = windows(1, 4, fills=1)
 
 def ultravox_sound(s: TowerFacts) -> Mapping[str, int]:
     """16 windows, and 16 at a time (vLLM 0.32 `models/ultravox.py: _MAX_ENCODER_BATCH_SIZE`)."""
-    found = windows(16, s.outer.count("stack_factor", default=8, high=1024))(s)
-    return {**found, "at_once": found["patches"]}
+    stack = s.outer.count("stack_factor", default=8, high=1024)
+    found = windows(16, stack)(s)
+    return {**found, "at_once": found["patches"], "stack": stack}
 
 
 def realtime_sound(s: TowerFacts) -> Mapping[str, int]:
@@ -197,4 +198,109 @@ def vibevoice_sound(s: TowerFacts) -> Mapping[str, int]:
     tokens = -(
         -s.outer.count("acoustic_tokenizer_chunk_size", default=1_440_000, high=1 << 30) // max(hop, 1)
     )
-    return item(0, 0, 30 * 24_000, tokens, pixels=1, whole=1, outside=(2 * wider + 4) * filters + 1)
+    hops = {"hop": max(hop, 1)}
+    return item(0, 0, 30 * 24_000, tokens, pixels=1, whole=1, outside=(2 * wider + 4) * filters + 1, **hops)
+
+
+# ---- beside what is seen
+
+
+def phi4mm_sound(s: TowerFacts) -> Mapping[str, int]:
+    """241,000 samples, one sound at a time; the first convolution and its activation are the widest.
+
+    Source: vLLM 0.32 `models/phi4mm.py: _AUDIO_MAX_SOUNDFILE_SIZE`, `phi4mm_utils.py: NemoConvSubsampling`.
+    """
+    k = s.outer.section("audio_processor").section("config")
+    bands, joined = k.count("input_size"), k.count("time_reduction", default=8, high=64)
+    channels = k.section("nemo_conv_settings").count("conv_channels", default=1024)
+    pixels, frames = joined * bands, (241_000 - 400) // 160 + 1
+    tokens = -(-frames // joined)
+    return item(
+        k.count("attention_dim"),
+        k.count("linear_units"),
+        tokens,
+        tokens,
+        pixels=pixels,
+        whole=1,
+        at_once=tokens,
+        outside=channels * joined * -(-bands // 2) + pixels,
+        joined=joined,
+    )
+
+
+def gemma3n_sound(s: TowerFacts) -> Mapping[str, int]:
+    """Counted as 30 s, run as the 1,024 samples of one Fourier transform: four frames, thinned out twice.
+
+    Source: vLLM 0.32 `models/gemma3n_mm.py: get_dummy_mm_data`, transformers' `Gemma3nAudioFeatureExtractor`.
+    """
+    k = s.outer.section("audio_config")
+    if not k.raw:
+        return {}
+    hidden = k.count("hidden_size", default=1536)
+    tokens, pixels = s.outer.count("audio_soft_tokens_per_image", default=188), 4 * k.count("input_feat_size")
+    return item(hidden, 4 * hidden, 1, tokens, pixels=pixels, whole=1)
+
+
+def gemma4_sound(s: TowerFacts) -> Mapping[str, int]:
+    """Counted as 30 s, run as the 512 samples of one Fourier transform: three frames, thinned out twice.
+
+    Source: vLLM 0.32 `models/gemma4_mm.py: get_mm_max_tokens_per_item, _dummy_audio_num_samples`; transformers'
+    `Gemma4AudioFeatureExtractor`, and `audio_seq_length` of its `Gemma4Processor`.
+    """
+    hidden = s.outer.section("audio_config").count("hidden_size")
+    return item(hidden, 4 * hidden, 1, 750, pixels=4 * 128, whole=1)
+
+
+def gemma4_unified_sound(s: TowerFacts) -> Mapping[str, int]:
+    """30 s, a frame of its samples a token, without a tower (vLLM 0.32 `models/gemma4_unified.py`)."""
+    k = s.outer.section("audio_config")
+    if not k.raw:
+        return {}
+    samples = k.count("audio_embed_dim", default=640)
+    return item(0, 0, 750, 750, pixels=samples, whole=1, outside=2 * samples)
+
+
+def qwen2_5_omni_sound(s: TowerFacts) -> Mapping[str, int]:
+    """30 s; the encoder is transformers' own (vLLM 0.32 `models/qwen2_5_omni_thinker.py: get_dummy_mm_data`)."""
+    k = s.tower.section("audio_config")
+    hidden, width, _ = sizes(k)
+    return item(hidden, width, 1500, 750, pixels=2 * k.count("num_mel_bins", default=128), whole=1)
+
+
+def qwen3_omni_sound(s: TowerFacts) -> Mapping[str, int]:
+    """30 s, counted as Qwen 2's ears would (vLLM 0.32 `models/qwen3_omni_moe_thinker.py: get_mm_max_tokens_per_item`,
+    that of `Qwen2AudioProcessingInfo`)."""
+    return {**qwen3_asr_sound(s._replace(tower=s.tower.section("audio_config"))), "tokens": 750}
+
+
+def parakeet_sound(s: TowerFacts) -> Mapping[str, int]:
+    """Counted as the context; ten minutes at most, in clips of 30 s, each filled up to the longest.
+
+    The first convolution and its activation are the widest. Source: vLLM 0.32 `models/nano_nemotron_vl.py:
+    get_mm_max_tokens_per_item, get_dummy_mm_data`, `models/parakeet.py: ParakeetExtractor`.
+    """
+    k = s.outer.section("sound_config")
+    if not k.raw:
+        return {}
+    (hidden, width, _), bands = sizes(k), k.count("num_mel_bins")
+    joined = k.count("subsampling_factor", default=8, high=4096)
+    rate, hop = k.count("sampling_rate"), k.count("hop_length", default=160)
+    clip, pixels = 30 * rate, joined * bands
+    each = clip // hop + 1
+    for _ in range(joined.bit_length() - 1):
+        each = (each - 1) // 2 + 1
+    most = -(-600 * rate // clip)
+    return item(
+        hidden,
+        width,
+        most * each,
+        1,
+        pixels=pixels,
+        whole=1,
+        outside=k.count("subsampling_conv_channels") * joined * -(-bands // 2) + pixels,
+        samples=600 * rate,
+        token_samples=joined * hop,
+        clip=clip,
+        hop=hop,
+        joined=joined,
+    )

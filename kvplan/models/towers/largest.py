@@ -123,8 +123,16 @@ def qwen_image(k: Keys, *, gated: bool, videos: bool = True) -> Mapping[str, int
 
 
 def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
-    """The images and videos beside the sound, which takes less."""
-    return lambda s: qwen_image(s.tower.section("vision_config"), gated=gated)
+    """The images and videos beside the sound: 12,845,056 pixels (`max_pixels` of the published
+    preprocessor_config.json of Qwen 2.5 and 3 Omni)."""
+
+    def found(s: TowerFacts) -> Mapping[str, int]:
+        facts = qwen_image(s.tower.section("vision_config"), gated=gated)
+        tokens = 12_845_056 // facts["unit"] ** 2
+        patches = tokens * facts["merge"]
+        return {**facts, "patches": patches, "tokens": tokens, **_video(patches, tokens, most=7)}
+
+    return found
 
 
 def hyperclovax_video(s: TowerFacts) -> Mapping[str, int]:
@@ -408,6 +416,7 @@ def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     each = {"tiles": images, "tile_patches": frame, "tile_tokens": frame // 4, "tile_side": side}
     facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2, **each)
     more = {"media_frames": frames, "at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
+    more["video_fills"] = 1
     return {**facts, **_video(frame, frame // 4), **more}
 
 

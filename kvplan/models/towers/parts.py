@@ -45,6 +45,8 @@ class Tower(NamedTuple):
     """Elements of another rotary table of its own."""
     largest: Callable[[TowerFacts], Mapping[str, int]] | None = None
     """What start-up profiles: patches and tokens of the largest item, widths; None: not known."""
+    sound: Callable[[TowerFacts], Mapping[str, int]] | None = None
+    """The longest sound of a tower that sees too; nothing in it where the config has no ears."""
     kind: str = ""
     """`model_type` of the only tower that the row describes, where the architecture takes others too."""
 
@@ -60,14 +62,34 @@ def item(
       reckoned as where it is not its tokens; `beside`: tokens left for an image while frames are counted; `frames_run`:
       frames that are run, however many are counted; `run_tokens`, `run_least`, `run_patches`: one for so many of its
       tokens, of so many patches, and so many at least; `frame_pixels`: `pixels` of its patches; `most_patches`: of all.
+    * `video_fills`: a video is counted as the context, whatever its frames become.
     * `fills`: the item is as many times patches and tokens as the context holds; `within`: tokens end with the context.
     * `at_once`: patches that the tower runs at a time.
     * `whole`: every rank runs it whole.
+    * `samples`: of the longest sound; `token_samples`: of a token, where the context bounds it.
     * `scores`: numbers a patch that attention writes out beside Q, K, V; `kept`: of hidden states kept until the end;
       `outside`: of the widest moment outside of the layers: convolutions before them, resamplers and heads behind.
     """
     facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": max(tokens, 1)}
     return facts | {"pixels": pixels, "gated": int(gated)} | more
+
+
+SOUND = "sound_"
+"""What facts of a sound are called beside those of what is seen."""
+
+
+def beside(sound: Mapping[str, int]) -> dict[str, int]:
+    """Facts of a sound, as they stand beside those of what is seen."""
+    return {SOUND + key: n for key, n in sound.items()}
+
+
+def heard_facts(facts: Mapping[str, int]) -> dict[str, int]:
+    """Of a tower's facts those of its sound, where it sees too.
+
+    >>> heard_facts({"patches": 9, **beside({"patches": 4})})
+    {'patches': 4}
+    """
+    return {key.removeprefix(SOUND): n for key, n in facts.items() if key.startswith(SOUND)}
 
 
 def linear(name: str, rows: int, cols: int, cut: str = "", *, bias: bool = True, copies: int = 1) -> Weight:

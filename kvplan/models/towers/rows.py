@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
 from kvplan.models.towers.convolved import emu3, vibevoice
-from kvplan.models.towers.dots_note import dots_note, dots_note_video
+from kvplan.models.towers.dots_note import dots_note, dots_note_sound, dots_note_video
 from kvplan.models.towers.from_timm import (
     both_at_224,
     deepseek_vl2,
@@ -22,13 +22,19 @@ from kvplan.models.towers.heard import (
     fire_red_sound,
     flamingo_sound,
     fun_asr_sound,
+    gemma3n_sound,
+    gemma4_unified_sound,
     glm_sound,
     granite_sound,
     midasheng_sound,
     moss_audio_sound,
     moss_sound,
+    parakeet_sound,
+    phi4mm_sound,
+    qwen2_5_omni_sound,
     qwen2_sound,
     qwen3_asr_sound,
+    qwen3_omni_sound,
     realtime_sound,
     ultravox_sound,
     vibevoice_sound,
@@ -135,7 +141,8 @@ from kvplan.models.towers.own_images import (
 from kvplan.models.towers.parts import Tower
 from kvplan.models.towers.seen import (
     glimmer_image,
-    inkling_item,
+    inkling_image,
+    inkling_sound,
     isaac_image,
     kanana_image,
     minicpm4_image,
@@ -186,7 +193,7 @@ DECLARED: dict[str, Tower] = {
     ),
     "DeepseekVLV2ForCausalLM": Tower("vision_config", deepseek_vl2, heads=False, largest=tiled_square),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr, largest=dots_image),
-    "Dots3NoteForCausalLM": Tower("", dots_note, heads=False, largest=dots_note_video),
+    "Dots3NoteForCausalLM": Tower("", dots_note, heads=False, largest=dots_note_video, sound=dots_note_sound),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle, largest=eagle_tiles),
     "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl, largest=ernie_video),
     "Exaone4_5_ForConditionalGeneration": Tower(
@@ -196,11 +203,17 @@ DECLARED: dict[str, Tower] = {
         largest=qwen_tower(True),
     ),
     "Gemma4UnifiedForConditionalGeneration": Tower(
-        "vision_config", gemma4_unified, heads=False, largest=gemma4_unified_video
+        "vision_config",
+        gemma4_unified,
+        heads=False,
+        largest=gemma4_unified_video,
+        sound=gemma4_unified_sound,
     ),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b, largest=glm4v_9b_image),
     "FunAudioChatForConditionalGeneration": Tower("audio_config", fun_audio_chat, largest=grouped_speech),
-    "Gemma3nForConditionalGeneration": Tower("vision_config", gemma3n, heads=False, largest=mobilenet_image),
+    "Gemma3nForConditionalGeneration": Tower(
+        "vision_config", gemma3n, heads=False, largest=mobilenet_image, sound=gemma3n_sound
+    ),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=glm_sound),
     "Glm5NextForConditionalGeneration": Tower(
         "vision_config",
@@ -241,7 +254,7 @@ DECLARED: dict[str, Tower] = {
             "NemotronH_Omni_Reasoning_V3",
             "NemotronH_Super_Omni_Reasoning_V3",
         ),
-        Tower("vision_config", nano_nemotron, heads=False, largest=nemotron_video),
+        Tower("vision_config", nano_nemotron, heads=False, largest=nemotron_video, sound=parakeet_sound),
     ),
     "BailingMoeV3VLForConditionalGeneration": Tower(
         "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False, videos=False)
@@ -280,7 +293,9 @@ DECLARED: dict[str, Tower] = {
     "OpenVLAForActionPrediction": Tower("", openvla, heads=False, largest=both_at_224),
     "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr, largest=paddle_image),
     "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False, largest=phi3v_image),
-    "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False, largest=phi4mm_image),
+    "Phi4MMForCausalLM": Tower(
+        "audio_processor", phi4mm, heads=False, largest=phi4mm_image, sound=phi4mm_sound
+    ),
     "Phi4ForCausalLMV": Tower("vision_config", phi4_siglip, largest=most_patches),
     "PixtralForConditionalGeneration": Tower("vision_config", pixtral, largest=gated_image),
     "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=stated_tiles),
@@ -288,17 +303,32 @@ DECLARED: dict[str, Tower] = {
         "audio_config", qwen2_audio, heads=False, largest=qwen2_sound
     ),
     "Qwen2_5OmniForConditionalGeneration": Tower(
-        "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
+        "thinker_config",
+        qwen2_5_omni,
+        heads=False,
+        rotary=True,
+        largest=omni_image(True),
+        sound=qwen2_5_omni_sound,
     ),
     "Qwen2_5OmniModel": Tower(
-        "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
+        "thinker_config",
+        qwen2_5_omni,
+        heads=False,
+        rotary=True,
+        largest=omni_image(True),
+        sound=qwen2_5_omni_sound,
     ),
     "Qwen3ASRForConditionalGeneration": Tower(
         "audio_config", qwen3_asr, heads=False, largest=qwen3_asr_sound
     ),
     "Qwen3ASRRealtimeGeneration": Tower("audio_config", qwen3_asr, heads=False, largest=qwen3_asr_sound),
     "Qwen3OmniMoeForConditionalGeneration": Tower(
-        "thinker_config", qwen3_omni, heads=False, rotary=True, largest=omni_image(False)
+        "thinker_config",
+        qwen3_omni,
+        heads=False,
+        rotary=True,
+        largest=omni_image(False),
+        sound=qwen3_omni_sound,
     ),
     "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=stated_tiles),
     "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3, largest=split_image),
@@ -326,7 +356,9 @@ DECLARED: dict[str, Tower] = {
     "HunYuanVLForConditionalGeneration": Tower(
         "vision_config", hunyuan_vl, heads=False, largest=hunyuan_image
     ),
-    "InklingForConditionalGeneration": Tower("", inkling, heads=False, largest=inkling_item),
+    "InklingForConditionalGeneration": Tower(
+        "", inkling, heads=False, largest=inkling_image, sound=inkling_sound
+    ),
     "IsaacForConditionalGeneration": Tower("vision_config", isaac, largest=isaac_image),
     "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True, largest=kanana_image),
     "LlavaOnevision2ForConditionalGeneration": Tower("vision_config", onevision2, largest=onevision2_image),

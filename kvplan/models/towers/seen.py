@@ -260,20 +260,29 @@ def molmo2_image(s: TowerFacts) -> Mapping[str, int]:
     return item(hidden, width, 9 * side**2, tokens, pixels=588, **more)
 
 
-def inkling_item(s: TowerFacts) -> Mapping[str, int]:
-    """Ten minutes of sound, a sum of embeddings in one kernel; without ears, a picture of 72 patches; or nothing.
+def inkling_image(s: TowerFacts) -> Mapping[str, int]:
+    """Four patches a side, twice as large: 72 with the one more that each row has; or nothing.
 
-    Source: vLLM 0.32 `models/inkling/common/mm_preprocess.py: MAX_AUDIO_TOKENS, get_dummy_mm_data`.
+    Source: vLLM 0.32 `models/inkling/common/mm_preprocess.py: get_dummy_mm_data`, `processors/inkling.py`.
     """
-    eyes, ears = s.outer.section("vision_config"), s.outer.section("audio_config")
-    if "decoder_dmodel" in ears:
-        bands = 2 * ears.count("n_mel_bins")
-        return item(0, 0, 12_000, 12_000, pixels=bands, whole=1, outside=2 * bands)
+    eyes = s.outer.section("vision_config")
     if "decoder_dmodel" not in eyes:
         return item(0, 0, 0, 1, pixels=0)
     held = [_grown(eyes, a) * 2 + _grown(eyes, b) for a, b in pairwise(folds(eyes))]
-    pixels = _grown(eyes, folds(eyes)[0])
-    return item(0, 0, 8 * 9, 8 * 9, pixels=pixels, whole=1, outside=max(held))
+    pixels, side = _grown(eyes, folds(eyes)[0]), eyes.count("patch_size", low=2, high=4096)
+    return item(0, 0, 8 * 9, 8 * 9, pixels=pixels, whole=1, outside=max(held), patch=side)
+
+
+def inkling_sound(s: TowerFacts) -> Mapping[str, int]:
+    """Ten minutes, 20 tokens a second: a sum of embeddings in one kernel.
+
+    Source: vLLM 0.32 `models/inkling/common/mm_preprocess.py: MAX_AUDIO_TOKENS`.
+    """
+    ears = s.outer.section("audio_config")
+    if "decoder_dmodel" not in ears:
+        return {}
+    bands = 2 * ears.count("n_mel_bins")
+    return item(0, 0, 12_000, 12_000, pixels=bands, whole=1, outside=2 * bands)
 
 
 def _grown(k: Keys, step: tuple[int, int, int]) -> int:
