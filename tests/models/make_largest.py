@@ -305,12 +305,20 @@ def _tiled(name: str, image: Any) -> int:
     return 3 * (deepseek_ocr.BASE_SIZE**2 + across * down * module.IMAGE_SIZE**2)
 
 
+def _dots_told() -> dict[str, Any]:
+    """Of the keys told, those that its pictures heed."""
+    known = "min_pixels", "max_pixels", "target_height", "target_width"
+    return {key: TOLD[key] for key in known if key in TOLD}
+
+
 def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> int:
     """Numbers that the tower reads of one image."""
     if name.startswith(("DeepseekOCR", "UnlimitedOCR")):
         return _tiled(name, image)
     if name.startswith("Dots3"):
-        return int(info.image_processor.preprocess(image)[0].numel())
+        return int(info.image_processor.preprocess(image, **_dots_told())[0].numel())
+    if name.startswith("DeepseekV4"):
+        return int(info.get_hf_processor()(images=[image], **TOLD)["patches"].numel())
     if name.startswith("Inkling"):
         return int(info.get_hf_processor().process_images([image])["vision_patches_bthwc"].numel())
     if name.startswith("Nemotron"):
@@ -390,11 +398,11 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
         from vllm.models.dots3_note.common.video import preprocess_dots3_note_video
 
         made = info.get_hf_processor()
-        parts = preprocess_dots3_note_video(
-            frames, tokenizer=made.tokenizer, question="", seq=made.max_model_len
-        )
+        told = {"seq": made.max_model_len, **TOLD}
+        told = {key: told[key] for key in ("seq", "output_reserve", "max_new_tokens") if key in told}
+        parts = preprocess_dots3_note_video(frames, tokenizer=made.tokenizer, question="", **told)
         seen = [part.value for part in parts if part.kind == "image"]
-        return sum(int(made.image_processor.preprocess(image)[0].numel()) for image in seen)
+        return sum(int(made.image_processor.preprocess(image, **_dots_told())[0].numel()) for image in seen)
     if name.startswith("MiMo"):
         from vllm.transformers_utils.processors.mimo_v2_omni import VideoInput
 

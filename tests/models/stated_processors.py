@@ -309,7 +309,23 @@ def _omni(patch: int) -> Any:
     return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", told, feature_extractor=ears)
 
 
+def _native(info: Any) -> Any:
+    """Pictures resized by transformers' own function, to as many patches as public copies of its processor say."""
+    from transformers.models.siglip2 import image_processing_siglip2 as siglip2
+
+    told = {"min_num_patches": 256, "max_num_patches": 3600, **TOLD}
+
+    def numbers(image: Any) -> int:
+        across, down = (side // 16 for side in image.size)
+        patches = min(max(across * down, 1, told["min_num_patches"]), told["max_num_patches"])
+        tall, wide = siglip2.get_image_size_for_max_num_patches(*image.size[::-1], 16, patches)
+        return tall * wide * 3
+
+    return SimpleNamespace(numbers=numbers)
+
+
 STUBS = {
+    "Phi4ForCausalLMV": _native,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
     **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),
     **{

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvplan.memory.stated import sounds, tiles, whole
+from kvplan.memory.stated import fitted, notes, sounds, tiles, whole
 from kvplan.memory.stated.ways import Shown, SizeRule, StatedSizes, TowerRow, fewer_counted, fewer_run
 
 PIXELS = "size", "min_pixels", "max_pixels"
@@ -208,6 +208,12 @@ STATED: dict[str, TowerRow] = {
     ),
     "MossAudioModel": TowerRow(sound=sounds.moss_audio),
     "InklingForConditionalGeneration": TowerRow(whole.inkling, sound=sounds.inkling),
+    "DeepseekV4ForConditionalGeneration": TowerRow(fitted.deepseek_v4, most=True, always=True),
+    "DeepseekV41ForCausalLM": TowerRow(fitted.deepseek_v41, most=True, always=True),
+    "Phi4ForCausalLMV": TowerRow(fitted.native, ("min_num_patches", "max_num_patches"), most=True),
+    "Dots3NoteForCausalLM": TowerRow(
+        notes.picture, (*notes.KEYS, "image_detail"), most=True, video=notes.frames, video_sides=True
+    ),
     "UltravoxModel": TowerRow(sound=sounds.ultravox),
     "FunAudioChatForConditionalGeneration": TowerRow(sound=sounds.fun_audio_chat),
     "VibeVoiceAsrForConditionalGeneration": TowerRow(sound=sounds.vibevoice),

@@ -159,4 +159,5 @@ def dots_note_video(s: TowerFacts) -> Mapping[str, int]:
     video |= {"run_tokens": tokens, "run_least": 4, "run_patches": 1024 * joined}
     sides = max(3 * width, routed)
     pixels = k.count("num_channels", default=3, high=64) * patch**2
+    video["patch"] = patch
     return item(dim, cdiv(sides, 3), tokens * joined, tokens, pixels=pixels, gated=1, whole=1, **video)

@@ -180,8 +180,9 @@ def _siglip2(s: TowerFacts) -> Keys:
 def most_patches(s: TowerFacts) -> Mapping[str, int]:
     """As many patches as the config lets an image have, a token each. Source: vLLM 0.32 `models/phi4siglip.py`."""
     k, most = _siglip2(s), s.outer.count("max_num_patches", default=3600, high=1 << 20)
-    hidden, width, _ = sizes(k)
-    return item(hidden, width, isqrt(most) ** 2, most, pixels=3 * k.count("patch_size", high=4096) ** 2)
+    (hidden, width, _), patch = sizes(k), k.count("patch_size", high=4096)
+    more = {"patch": patch, "least": s.outer.count("min_num_patches", default=256, high=1 << 20)}
+    return item(hidden, width, isqrt(most) ** 2, most, pixels=3 * patch**2, **more)
 
 
 def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:

@@ -205,36 +205,44 @@ def kimi_image(s: TowerFacts) -> Mapping[str, int]:
     return _item(s.tower, 4 * side**2, side**2, patch=patch)
 
 
-def deepseek_image(tokens: int, hidden: int, width: int, patch: int, joined: int) -> Mapping[str, int]:
-    """A square of as many tokens as the config allows, with an end to each row; a token joins a square of patches.
-
-    Source: vLLM 0.32 `models/deepseek_v4/common/mm_preprocess.py: solve_resize_ratio`.
-    """
+def deepseek_image(
+    sizes_of: tuple[int, int], tokens: int, patch: int, joined: int, **bounds: int
+) -> Mapping[str, int]:
+    """As many tokens as the config allows, of a square of patches each; the picture: `memory/stated/fitted.py`."""
     side = max(isqrt(max(tokens - 2, 1)), 2) - 1
-    return item(hidden, width, side * (side + 1) * joined**2, tokens, pixels=3 * patch**2, gated=1)
+    more = {"patch": patch, "joined": joined**2, **bounds}
+    return item(*sizes_of, side * (side + 1) * joined**2, tokens, pixels=3 * patch**2, gated=1, **more)
+
+
+def _widest(k: Keys, key: str, default: float) -> int:
+    """Thousandths of how many times wider than tall a picture may be; 0: as wide as it is."""
+    return round(1000 * k.number(key, default, high=1e6)) if k.raw.get(key, default) else 0
 
 
 def deepseek_v4_image(s: TowerFacts) -> Mapping[str, int]:
-    """DeepSeek V4's: 384 tokens at most unless told."""
+    """DeepSeek V4's: 384 tokens at most unless told; three more are counted (vLLM 0.32 `models/deepseek_v4/common/
+    mm_preprocess.py: get_mm_max_tokens_per_item`)."""
     k = s.tower
     return deepseek_image(
-        k.count("vision_max_n_token", default=384, high=1 << 20),
-        k.count("vision_dim", default=1024),
-        k.count("vision_inter_dim", default=2816),
+        (k.count("vision_dim", default=1024), k.count("vision_inter_dim", default=2816)),
+        k.count("vision_max_n_token", default=384, low=16, high=1 << 12) + 3,
         k.count("vision_patch_size", default=14, high=4096),
         k.count("vision_downsample_ratio", default=3, high=64),
+        least_pixels=k.count("vision_min_pixels", default=147456, low=0, high=1 << 30),
+        widest=_widest(k, "vision_max_wh_ratio", 8),
     )
 
 
 def deepseek_v41_image(s: TowerFacts) -> Mapping[str, int]:
     """DeepSeek V4.1's: 1,024 tokens at most unless told."""
-    hidden, width, _ = sizes(s.tower)
+    k = s.tower
     return deepseek_image(
-        s.tower.count("max_image_tokens", default=1024, high=1 << 20),
-        hidden,
-        width,
-        s.tower.count("patch_size", default=14, high=4096),
-        s.tower.count("downsample_ratio", default=3, high=64),
+        sizes(k)[:2],
+        k.count("max_image_tokens", default=1024, low=16, high=1 << 16),
+        k.count("patch_size", default=14, high=4096),
+        k.count("downsample_ratio", default=3, high=64),
+        least_pixels=k.count("min_pixels", default=295936, low=0, high=1 << 30),
+        widest=_widest(k, "max_wh_ratio", 0),
     )
 
 
