@@ -143,6 +143,19 @@ PUBLISHED_WITH_MTP = {
     "Qwen/Qwen3.5-2B": 2_274_069_824,
     "Qwen/Qwen3.5-4B": 4_659_865_088,
     "Qwen/Qwen3.5-9B": 9_653_104_368,
+    "Qwen/Qwen3.5-27B": 27_781_427_952,
+    "Qwen/Qwen3.5-35B-A3B": 35_951_822_704,
+    "Qwen/Qwen3.5-122B-A10B": 125_086_497_008,
+    "Qwen/Qwen3.5-397B-A17B": 403_397_928_944,
+    "Qwen/Qwen3.6-27B": 27_781_427_952,
+    "Qwen/Qwen3.6-35B-A3B": 35_951_822_704,
+    "Qwen/Qwen3.8-2.4T-A95B": 2_446_182_725_504,
+    "Qwen/Qwen3.8-27B": 27_781_427_952,
+    "zai-org/GLM-4.7": 358_337_791_296,
+    "zai-org/GLM-5": 753_864_139_008,
+    "zai-org/GLM-5.1": 753_864_139_008,
+    "zai-org/GLM-5.2": 753_329_940_480,
+    "zai-org/GLM-5.3-BF16": 753_329_940_480,
 }
 
 
@@ -276,6 +289,15 @@ def test_layers_that_share_experts_visit_them_and_stages_hold_all() -> None:
     layers = sum(layer.total for layer in one.layers) - banks
     held = sum(layer.total for layer in two.layers) + two.embedding - one.embedding
     assert held == layers // 2 + banks
+
+
+def test_qwen3_8_flash_next_has_the_numbers_of_its_checkpoint() -> None:
+    """179,999,981,424 in 16 bits, 448,931,056 of them a tower; vLLM pads the mixes of its streams from 324 rows to 336,
+    and kvplan counts 20 million n-grams a table where each table has the next prime."""
+    model = load_model("Qwen/Qwen3.8-Flash-Next")
+    padding, primes = 98 * 12 * 10_240, 1536 * 160
+    assert parameters(model, mtp=True) - padding + primes == 179_999_981_424
+    assert parameters(model) - parameters(model, vision=False) == 448_931_056
 
 
 def test_dots3_note_takes_its_files_bytes() -> None:

@@ -217,8 +217,8 @@ def deepseek_v4(k: Keys) -> Body:
 
     Source: vLLM 0.32 `models/deepseek_v4`.
     """
-    names = k.texts("architectures")
-    if k.count("vision_n_layers", default=0, low=0) and names[:1] == ("DeepseekV4ForCausalLM",):
+    names, sees = k.texts("architectures"), k.count("vision_n_layers", default=0, low=0) > 0
+    if sees and names[:1] == ("DeepseekV4ForCausalLM",):
         raise k.error("vision_n_layers: a vision tower, but architectures names the language model")
     n, hidden = num_layers(k), k.count("hidden_size")
     ratios = k.counts("compress_ratios")[:n]
@@ -231,20 +231,22 @@ def deepseek_v4(k: Keys) -> Body:
     moe = MlpSpec(width, num_experts=number, experts_per_token=top, shared_intermediate_size=shared)
     scored = replace(moe, router_correction=True)
     made: dict[int, tuple[AttentionSpec, tuple[Weight, ...]]] = {r: _compressed(k, r) for r in set(ratios)}
+    seen = (Weight("mlp.gate.bias_vl", number, itemsize=4),) if sees else ()  # the router's, for images
     layers = []
     for i, ratio in enumerate(ratios):
         attention, extras = made[ratio]
         table = (Weight("mlp.gate.tid2eid", vocab, top, itemsize=4),) if i < hashed else ()
-        mlp = moe if i < hashed else scored
-        layers.append(LayerSpec(attention, mlp, norm_size=2 * hidden, extras=(*extras, *table)))
+        mlp = moe if i < hashed and not sees else scored
+        layers.append(LayerSpec(attention, mlp, norm_size=2 * hidden, extras=(*extras, *table, *seen)))
     streams = k.count("hc_mult", default=4, high=64)
     around = (
         Weight("hyper_head.fn", streams, streams * hidden, itemsize=4),
         Weight("hyper_head.base_and_scale", streams + 1, itemsize=4),
     )
     window, extras = made.get(0) or _compressed(k, 0)
+    extras = (*extras, *seen)
     drafting = LayerSpec(window, scored, norm_size=2 * hidden, extras=(*extras, *around))
-    around_mtp = MtpSpec(quantised_projection=True, repeats_ends=True)
+    around_mtp = MtpSpec(quantised_projection=True)
     stages = k.count("n_mtp_layers", default=3, high=64)
     context = Weight("context_wkv_proj", stages * k.count("head_dim"), hidden, linear=True)
     dspark = _dspark(k, replace(drafting, extras=extras), stages, context, *around)

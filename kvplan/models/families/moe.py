@@ -356,7 +356,8 @@ def deepseek_sparse(k: Keys) -> Body:
     owner = replace(reuse, index_head_dim=k.count("index_head_dim"), index_num_heads=k.count("index_n_heads"))
     layers = stack(k, [owner if own else reuse for own in _indexed(k, n)], deepseek_mlps(k, n))
     drafting = LayerSpec(owner, layers[-1].mlp, norm_size=layers[-1].norm_size)
-    return Body(layers, mtp(k, drafting), MtpSpec(repeats_ends=True))
+    repeats = k.text("model_type") != "glm_moe_dsa"
+    return Body(layers, mtp(k, drafting), MtpSpec(repeats_ends=repeats))
 
 
 def _indexed(k: Keys, n: int) -> list[bool]:
