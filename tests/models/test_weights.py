@@ -128,6 +128,36 @@ PUBLISHED = {
     "google/gemma-4-E4B-it": 7_941_100_832,
     "JetBrains/Mellum2-12B-A2.5B-Instruct": 12_149_923_072,
     "poolside/Laguna-XS.2": 33_442_617_088,
+    "poolside/Laguna-S-2.1": 117_561_977_600,
+    "inclusionAI/Ling-3.0-tiny": 7_893_392_800,
+    "IFM/K2-Horizon-7B": 8_999_178_240,
+    "IFM/K2-Horizon-MoVA-36B-A4B": 37_444_792_020,
+    "CohereLabs/North-Mini-Code-1.0": 30_484_303_872,
+    "MiniMaxAI/MiniMax-M2": 228_689_764_864,
+    "MiniMaxAI/MiniMax-M2.7": 228_689_764_864,
+    "Qwen/QwQ-32B": 32_763_876_352,
+    "Qwen/Qwen1.5-MoE-A2.7B": 14_315_784_192,
+    "Qwen/Qwen3-30B-A3B-Thinking-2507": 30_532_122_624,
+    "Qwen/Qwen3-235B-A22B-Thinking-2507": 235_093_634_560,
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct": 30_532_122_624,
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct": 480_154_875_392,
+    "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    "Qwen/Qwen3-VL-32B-Thinking": 33_357_390_064,
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": 235_670_022_896,
+    "Qwen/Qwen3-ASR-1.7B": 2_038_052_480,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "mistralai/Mistral-Medium-3.5-128B": 127_704_210_176,
+    "google/diffusiongemma-26B-A4B-it": 25_823_778_864,
+    "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct": 15_706_484_224,
+    "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": 8_190_735_360,
+    "arcee-ai/Trinity-Large-Thinking": 398_635_286_016,
+    "ibm-granite/granite-4.0-h-small": 32_207_337_984,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_937_344 + 23 * 128,  # it leaves 32-bit biases out
+    "inclusionAI/Ring-1T-FP8": 999_705_328_640 + 80 * 256,  # as for Ring-1T, which leaves them out too
+    "zai-org/GLM-4.6V": 107_710_933_120,
+    "zai-org/GLM-4.1V-9B-Thinking": 10_292_777_472,  # as given for GLM-4.6V-Flash
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
@@ -156,6 +186,19 @@ PUBLISHED_WITH_MTP = {
     "zai-org/GLM-5.1": 753_864_139_008,
     "zai-org/GLM-5.2": 753_329_940_480,
     "zai-org/GLM-5.3-BF16": 753_329_940_480,
+    "zai-org/GLM-4.6": 356_785_898_816
+    + 2 * 151_552 * 5_120,  # whose prediction layer repeats no embedding and head
+    "zai-org/GLM-4.7-Flash": 31_221_488_576,
+    "deepseek-ai/DeepSeek-R1-0528": 684_489_845_504,
+    "deepseek-ai/DeepSeek-V3.2": 685_355_329_792,
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": 81_324_862_720,
+    "Qwen/Qwen3-Next-80B-A3B-Thinking": 81_324_862_720,
+    "inclusionAI/Ling-3.0-flash": 127_486_405_600,
+    "inclusionAI/Ring-2.6-1T": 1_025_657_871_744 - 243_446_400,  # but for a scale a channel
+    "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16": 123_611_012_096 + 20_992,  # biases in 32 bits
+    "stepfun-ai/Step-3.5-Flash": 199_384_301_376,
+    "stepfun-ai/Step-3.7-Flash": 201_365_316_160,
+    "tencent/Hy3-preview": 298_786_155_776,
 }
 
 
@@ -168,16 +211,16 @@ NEARLY = {
     "LiquidAI/LFM2-8B-A1B": 8_339_929_856,
     "moonshotai/Moonlight-16B-A3B-Instruct": 15_960_111_936,
     "mistralai/Ministral-3-8B-Reasoning-2512": 8_918_016_000,
-    "zai-org/GLM-4.1V-9B-Thinking": 10_293_777_416,
     "tencent/Hunyuan-7B-Instruct": 7_504_621_568,
-    "tencent/Hy3-preview": 295e9,
+    "moonshotai/Kimi-K2-Instruct": 1_026_408_235_864,
+    "moonshotai/Kimi-K2-Thinking": 1_026_408_240_256,
+    "moonshotai/Kimi-K3": 2_779_931_837_184,
+    "google/gemma-4-31B-it": 31_273_088_876,
+    "google/gemma-4-26B-A4B": 25_805_936_206,
+    "google/gemma-4-12B-it": 11_959_730_224,
+    "mistralai/Mistral-Small-4-119B-2603": 119_401_317_952,
     "zai-org/glm-4-9b-hf": 9.4e9,
-    "stepfun-ai/Step-3.5-Flash": 196.81e9,
-    "inclusionAI/Ling-3.0-tiny": 7.9e9,
-    "IFM/K2-Horizon-7B": 9e9,
     "poolside/Laguna-M.1": 225.8e9,
-    "inclusionAI/Ring-1T-FP8": 1e12,
-    "inclusionAI/Ring-2.6-1T": 1012.5e9,
     "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16": 33.0e9,
 }
 """Published totals that are rounded, or count buffers too."""
@@ -337,6 +380,12 @@ def test_laguna_s_first_releases_took_what_was_measured() -> None:
     ]
     assert (mine[0].total - mine[0].rotary) / GiB == pytest.approx(113.2, abs=0.06)
     assert mine[1].loaded / GiB == pytest.approx(67.11, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "gigabytes"), [("FP8", 3.096), ("fp4", 1.68), ("int4", 1.81)])
+def test_ling_3s_drafting_layer_takes_its_files_bytes(kind: str, gigabytes: float) -> None:
+    drafting = heaviest_rank(load_model(f"inclusionAI/Ling-3.0-flash-{kind}"), use_mtp=True).mtp
+    assert drafting == pytest.approx(gigabytes * 1e9, rel=3e-3)
 
 
 @pytest.mark.parametrize(

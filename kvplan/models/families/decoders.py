@@ -71,6 +71,8 @@ class PlainDecoder(NamedTuple):
     whole_mlp: bool = False
     """Tensor parallelism leaves the MLP whole on every rank."""
     experts: Experts | None = None
+    dense_width: tuple[str, ...] = ("intermediate_size",)
+    """Keys of the width of layers without experts, the first that the config has."""
     norms: int = 2
     layernorm: bool = False
     """Norms have biases too."""
@@ -166,7 +168,7 @@ class PlainDecoder(NamedTuple):
         if self.experts is None:
             return [MlpSpec(k.count("intermediate_size"), self.matrices, bias=bias)] * n
         moe, sparse = routed(k, self.experts), layers_with_experts(k, self.experts, n)
-        dense = moe if all(sparse) else MlpSpec(k.count("intermediate_size"), self.matrices, bias=bias)
+        dense = moe if all(sparse) else MlpSpec(k.count(*self.dense_width), self.matrices, bias=bias)
         return [moe if s else dense for s in sparse]
 
 
@@ -397,7 +399,11 @@ DECODERS: dict[str, PlainDecoder] = {
         ),
     ),
     "Cohere2MoeForCausalLM": PlainDecoder(
-        norms=1, tied=True, window_adds=1, experts=Experts(width="intermediate_size")
+        norms=1,
+        tied=True,
+        window_adds=1,
+        experts=Experts(width="intermediate_size"),
+        dense_width=("prefix_dense_intermediate_size", "intermediate_size"),
     ),
     "DbrxForCausalLM": PlainDecoder(
         {
