@@ -26,7 +26,12 @@ from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.held_prefix import HeldPrefix, held_prefix
-from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
+from kvplan.schedulers.vllm.idle_steps import IdleSteps
+from kvplan.schedulers.vllm.offloading.jobs import (
+    KVConnectorOutput,
+    OffloadingConnectorMetadata,
+    OffloadingDecisions,
+)
 from kvplan.schedulers.vllm.offloading.tiering import SecondaryTierManager, TieringOffloadingManager
 from kvplan.schedulers.vllm.offloading.worker import Copies, OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
@@ -55,14 +60,18 @@ class OffloadTotals:
     flushed_jobs: int = 0
     """Stores that a step waited for, since it wrote over their blocks."""
 
+    def ask(self, decisions: OffloadingDecisions, times: int = 1) -> None:
+        """Add the look-ups of one step, or of so many that are alike."""
+        for _, _, found in decisions.lookups:
+            self.retries += times * (found is None)
+            self.lookups += times * (found is not None)
+
     def note(self, meta: OffloadingConnectorMetadata) -> None:
         """Add one step's decisions."""
         decisions = meta.decisions
         if not (decisions.lookups or decisions.offers or meta.load_jobs or meta.jobs_to_flush):
             return
-        for _, _, found in decisions.lookups:
-            self.retries += found is None
-            self.lookups += found is not None
+        self.ask(decisions)
         self.lookup_hits += len(decisions.external)
         self.loaded_tokens += sum(decisions.external.values())
         self.load_jobs += len(meta.load_jobs)
@@ -97,6 +106,7 @@ class StepByStep:
         self.scheduler = make_scheduler(config)
         self._accept = accept
         self._quiet = QuietSteps(self.scheduler) if leaps and copies is not None else None
+        self._idle = IdleSteps(self.scheduler) if leaps and copies is not None else None
         self._changes = make_visits(self.scheduler, accept) if not why_no_visits(config) else None
         self._visits = self._changes if leaps else None
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
@@ -176,6 +186,9 @@ class StepByStep:
         scheduler = self.scheduler
         if self._visits is not None:
             self._visits.name_what_is_repeated()
+        if self._idle is not None:
+            tells = any(one.completed_jobs for one in self._kv_outputs)
+            self._idle.begin(tells or any(one.num_scheduled_tokens for one, _ in self._in_flight))
         output = scheduler.schedule()
         requests = scheduler.requests
         if self._worker is not None and output.kv_connector_metadata is not None:
@@ -183,6 +196,8 @@ class StepByStep:
             self.offloaded.note(meta)
             self._worker.handle_preemptions(meta)
             self._kv_outputs.append(self._worker.post_forward(meta))
+        if self._idle is not None:
+            self._idle.note(output)
         for request_id in output.admitted:
             self._prefill_ends[request_id] = requests[request_id].num_tokens
         chunks: list[Chunk] = []
@@ -202,6 +217,18 @@ class StepByStep:
         admitted = [(requests[i], hit) for i, hit in output.admitted.items()]
         preempted = [requests[i] for i in output.preempted]
         return Step(num_decodes, decode_context, chunks, admitted, preempted)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the step just scheduled did nothing, nor will the next ones until a copy ends or requests change."""
+        return self._idle is not None and self._idle.repeats
+
+    def repeat(self, num_steps: int) -> None:
+        """Schedule and read so many more steps like the newest one, which repeats."""
+        meta = self.newest_output.kv_connector_metadata
+        assert meta is not None
+        self.scheduler.current_step += num_steps
+        self.offloaded.ask(meta.decisions, num_steps)
 
     @property
     def newest_output(self) -> SchedulerOutput:

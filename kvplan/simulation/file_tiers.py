@@ -13,6 +13,7 @@ from math import inf
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import Drive
 from kvplan.schedulers.vllm.offloading.tiering import DualQueueThreadPool, TierJob
+from kvplan.simulation.in_flight import NEVER_COMES
 
 
 @dataclass(slots=True)
@@ -23,7 +24,7 @@ class Way:
     bytes_per_s: float
     latency_s: float
     at: float = 0.0
-    """Seconds up to which it has been followed."""
+    """Seconds up to which it has been followed: between two changes of its jobs all go at one pace."""
     done: float = 0.0
     """Files that a job under way since the start would have moved."""
     jobs: list[tuple[float, int, TierJob]] = field(default_factory=list)
@@ -87,13 +88,17 @@ class TimedFiles:
     """The decision of the step under way."""
     num_ended: int = 0
     """Jobs whose end was seen, and look-ups that were answered."""
-    busy_s: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
-    """By direction, reads first: time in which it moved bytes."""
+    next_end: int = NEVER_COMES
+    """When the next job ends, if none joins."""
     files: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     """Files read and written so far."""
     log: list[FileJob] | None = None
     """All jobs in the order in which threads took them, where somebody wants to see them."""
     _looks_up: bool = False
+    _polled: int = 0
+    """When somebody last asked what had ended."""
+    _busy_s: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+    """By direction: time in which it moved bytes, up to where it has been followed."""
     _queued: dict[int, int] = field(default_factory=dict)
     """Job that waits for a thread -> since when."""
     _noted: dict[int, FileJob] = field(default_factory=dict)
@@ -111,6 +116,20 @@ class TimedFiles:
         """Whether no file moves and no look-up waits for the next step."""
         return self._pool.is_idle and not self._looks_up
 
+    @property
+    def busy_s(self) -> dict[bool, float]:
+        """By direction, reads first: time in which it moved bytes, as far as somebody has looked."""
+        polled = self._polled / TICKS_PER_S
+        return {
+            is_read: self._busy_s[is_read] + (max(0.0, polled - way.at) if way.jobs else 0.0)
+            for is_read, way in self._ways.items()
+        }
+
+    @property
+    def next_seen(self) -> int:
+        """The first decision that sees a job end or look-ups answered, if nothing more is asked."""
+        return self.now if self._looks_up else self.next_end
+
     def begin(self, now: int) -> None:
         """Note that a step is being decided."""
         self.now = now
@@ -125,8 +144,10 @@ class TimedFiles:
     def enqueue(self, job: TierJob) -> None:
         """Queue a job, now."""
         self._advance(self.now / TICKS_PER_S)
+        self._polled = self.now
         if self._pool.enqueue(job):
             self._start(job, self.now, self.now)
+            self._look_ahead()
         elif self.log is not None:
             self._queued[job.job_id] = self.now
 
@@ -142,16 +163,19 @@ class TimedFiles:
     def _advance(self, now: float) -> None:
         for is_read, way in self._ways.items():
             if way.jobs:
-                self.busy_s[is_read] += now - way.at
+                self._busy_s[is_read] += now - way.at
             way.advance(now)
+
+    def _look_ahead(self) -> None:
+        end = min(way.next_end for way in self._ways.values())
+        self.next_end = NEVER_COMES if end == inf else round(end * TICKS_PER_S)
 
     def ended(self) -> list[TierJob]:
         """Return the jobs that have ended by now, in order."""
-        now, ended = self.now / TICKS_PER_S, []
-        while True:
+        ended = []
+        self._polled = self.now
+        while self.next_end <= self.now:
             way = min(self._ways.values(), key=lambda way: way.next_end)
-            if way.next_end == inf or round(way.next_end * TICKS_PER_S) > self.now:
-                break
             self._advance(max(way.at, way.next_end))
             job, at = way.pop(), round(way.at * TICKS_PER_S)
             ended.append(job)
@@ -160,6 +184,6 @@ class TimedFiles:
             following = self._pool.finish(job)
             if following is not None:
                 self._start(following, self._queued.pop(following.job_id, at), at)
-        self._advance(now)
+            self._look_ahead()
         self.num_ended += len(ended)
         return ended

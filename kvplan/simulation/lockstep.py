@@ -27,10 +27,11 @@ class LockstepGroup:
         self._pooled = time if isinstance(time, PooledStepTime) else None
         self._now = 0
 
-    def begin(self, now: int, next_arrival: int = NEVER_COMES) -> int | None:
+    def begin(self, now: int, next_arrival: int = NEVER_COMES, next_sample: int = 0) -> int | None:
         """Decide what each rank runs next; return the ticks until one has something to tell, None if all are idle.
 
-        What a new request would end is planned up to `next_arrival` only.
+        What a new request would end is planned up to `next_arrival` only. No rank waits for copies over several
+        steps, which `next_sample` would end: another rank's steps may be longer than its loops.
         """
         self._now, lines, tokens, reads, is_open = now, [], [], NEVER_COMES, False
         for rank in self.ranks:

@@ -75,10 +75,11 @@ class DraftedLockstepGroup(LockstepGroup):
         self._times: Counts = np.zeros(0, np.int64)
         """When the reads in flight end."""
 
-    def begin(self, now: int, next_arrival: int = NEVER_COMES) -> int | None:
+    def begin(self, now: int, next_arrival: int = NEVER_COMES, next_sample: int = 0) -> int | None:
         """Decide what each rank runs next; return the ticks until one has something to tell, None if all are idle.
 
-        What a new request would end is planned up to `next_arrival` only.
+        What a new request would end is planned up to `next_arrival` only. No rank waits for copies over several
+        steps, which `next_sample` would end: another rank's steps may be longer than its loops.
         """
         self._now, is_open = now, False
         alone: list[Counts | int] = []

@@ -50,6 +50,8 @@ class Replica(ReplicaStats):
     """Whether somebody looks when first tokens come: then no leap begins before one in flight is read."""
     copies: TimedCopies | None = None
     """What moves KV to and from the tier beyond the GPU, if there is one."""
+    rests_since: int = 0
+    """When a wait for copies in flight began."""
 
     # --- requests come and go ---------------------------------------------------------------
 
@@ -121,6 +123,8 @@ class Replica(ReplicaStats):
             if done:
                 self._note_inbox(self.leap, self.leap.ends_at(done))
                 self._finish_leap(self.leap, done, self.leap.ends_at(done))
+        elif self.is_resting and self.copies is not None:
+            self._stop_resting(self.copies, now)
         self._look_back()
 
     def spare_blocks(self, now: int) -> int:
@@ -133,10 +137,10 @@ class Replica(ReplicaStats):
 
     # --- begin ------------------------------------------------------------------------------
 
-    def begin(self, now: int, next_arrival: int = NEVER_COMES, may_leap: bool = True) -> int | None:
+    def begin(self, now: int, next_arrival: int = NEVER_COMES, next_sample: int = 0) -> int | None:
         """Decide what runs next; return the ticks until its output can be read, None when there is nothing.
 
-        A leap that a new request would end is planned up to `next_arrival` only.
+        A leap that a new request would end is planned up to `next_arrival` only, a wait for copies to `next_sample`.
         """
         if self.on_change is not None:
             self.on_change()
@@ -148,13 +152,15 @@ class Replica(ReplicaStats):
             self.on_pressure(self, now)
         while True:
             owes = self.tells_first_tokens and any(step.num_chunks for step in self.in_flight)
-            planned = self.engine.plan_leap() if may_leap and not owes else None
+            planned = None if owes else self.engine.plan_leap()
             if planned is not None:
                 return self._begin_leap(planned, now, next_arrival)
             if not self.engine.has_requests():
                 break
             step = self._schedule(now)
             self.in_flight.append(step)
+            if self.copies is not None and next_sample:
+                self._rest(self.copies, now, next_sample)
             if step.is_empty and not any(f.ticks for f in self.in_flight):
                 self._settle_empty(now, step.makes_room)
             elif step.is_empty or len(self.in_flight) > self.config.async_scheduling:
@@ -230,6 +236,41 @@ class Replica(ReplicaStats):
             return waits
         return IDLE_LOOP_TICKS if ended or not copies.is_idle else 0
 
+    def _rest(self, copies: TimedCopies, now: int, until: int) -> None:
+        """If the engine only waits for copies, its loops up to the one that sees an end become one step."""
+        assert isinstance(self.engine, StepByStep)
+        if not self.engine.repeats or self.in_flight[0].ticks != IDLE_LOOP_TICKS:
+            return
+        if all(step.is_empty and not step.makes_room for step in self.in_flight):
+            self.rests_since = now
+            self._wake(max(1, -(-(min(copies.next_seen, until) - now) // IDLE_LOOP_TICKS)))
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether several steps of a wait for copies are in flight."""
+        return bool(self.in_flight) and self.in_flight[0].num_steps > 1
+
+    def _wake(self, num_loops: int) -> int:
+        """Let the wait in flight last so many loops, each of as many steps as are in flight; return its ticks."""
+        ticks, num_steps = num_loops * IDLE_LOOP_TICKS, 1 + (num_loops - 1) * len(self.in_flight)
+        self.in_flight[0] = self.in_flight[0]._replace(ticks=ticks, num_steps=num_steps)
+        return ticks
+
+    def _repeat(self, copies: TimedCopies, num_loops: int) -> None:
+        """Let the engine take so many loops of a wait behind its first."""
+        assert isinstance(self.engine, StepByStep)
+        self.engine.repeat(num_loops * len(self.in_flight))
+        copies.look_in_vain(self.rests_since + num_loops * IDLE_LOOP_TICKS)
+
+    def _stop_resting(self, copies: TimedCopies, now: int) -> None:
+        """The run ends in a wait: count the loops that have ended; one more is under way."""
+        first = self.in_flight[0]
+        num_loops = min(now - self.rests_since, first.ticks - 1) // IDLE_LOOP_TICKS
+        if num_loops:
+            self._repeat(copies, num_loops)
+            ticks, num_steps = num_loops * IDLE_LOOP_TICKS, num_loops * len(self.in_flight)
+            self._account(first._replace(ticks=ticks, num_steps=num_steps), self.rests_since + ticks)
+
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open, drafted = planned
         leap: LeapInFlight | DraftedLeapInFlight
@@ -256,12 +297,14 @@ class Replica(ReplicaStats):
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a leap is in flight."""
-        return self.leap is not None
+        """Whether a leap or a wait is in flight."""
+        return self.leap is not None or self.is_resting
 
     def cut(self, now: int) -> int:
-        """Shorten the leap in flight to the first end of a step at `now` or later; return the ticks until then."""
-        assert self.leap is not None
+        """Shorten what is in flight to the first end of a step at `now` or later; return the ticks until then."""
+        if self.leap is None:
+            waited = min(now - self.rests_since, self.in_flight[0].ticks)
+            return self._wake(max(1, -(-waited // IDLE_LOOP_TICKS))) + self.rests_since - now
         self.leap.num_steps, self.leap.open = self.leap.reads_until(now), False
         return self.leap.ends_at(self.leap.num_steps) - now
 
@@ -336,9 +379,12 @@ class Replica(ReplicaStats):
     def _read_step(self, now: int) -> None:
         if self.leavers:
             self._let_go(now)
+        step = self.in_flight[0]
         if self.copies is not None:
+            if step.num_steps > 1:
+                self._repeat(self.copies, step.ticks // IDLE_LOOP_TICKS - 1)
             self.copies.read(now)
-        step = self.in_flight.popleft()
+        self.in_flight.popleft()
         if self.api is not None:
             self._send_step(step, now)
         self._account(step, now)

@@ -183,7 +183,7 @@ class ReplicaStats:
         if used is None:
             used = self.num_blocks - self.engine.num_free_blocks
         totals, ticks, decodes = self.totals, step.ticks, step.num_decodes
-        totals.steps += 1
+        totals.steps += step.num_steps
         self.num_reads += decodes > 0
         self.read_weight += self.num_reads * ticks
         totals.batch_ticks += ticks * (decodes + step.num_chunks)

@@ -162,7 +162,7 @@ class Run:
             while process.score_batches:
                 yield from self._score(process)
                 now = env.now
-            ticks = engine.begin(now, source.next_at)
+            ticks = engine.begin(now, source.next_at, self.timeline.next_at)
             if ticks is None:
                 process.sleeper = env.event()
                 yield process.sleeper

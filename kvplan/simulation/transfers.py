@@ -17,6 +17,7 @@ from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import HostLink
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
 from kvplan.simulation.file_tiers import TimedFiles
+from kvplan.simulation.in_flight import NEVER_COMES
 
 POLL_TICKS = TICKS_PER_S // 1000
 """Host time from a step's decision to its poll, in which small copies still end (assumed, 0.3 to 2 ms)."""
@@ -79,6 +80,19 @@ class TimedCopies:
     def num_seen(self) -> int:
         """Ends that were seen so far, of copies, files and look-ups."""
         return self.num_ended + sum(files.num_ended for files in self.files)
+
+    @property
+    def next_seen(self) -> int:
+        """The first decision that sees an end, if nothing more begins; NEVER_COMES: none is to come."""
+        ends = [running[0].end - POLL_TICKS for running in self._running.values() if running]
+        return min([*ends, *(files.next_seen for files in self.files)], default=NEVER_COMES)
+
+    def look_in_vain(self, now: int) -> None:
+        """Note that a step was decided then, and saw nothing end."""
+        for files in self.files:
+            files.begin(now)
+            ended = files.ended()
+            assert not ended, "an engine waited past the end of a copy"
 
     def keep_log(self) -> None:
         """Note every copy from now on, and every job of the files."""

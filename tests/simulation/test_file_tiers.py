@@ -13,6 +13,7 @@ from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import find_drive
 from kvplan.schedulers.vllm.offloading.tiering import TierJob
 from kvplan.simulation.file_tiers import TimedFiles
+from kvplan.simulation.in_flight import NEVER_COMES
 
 DRIVE = replace(find_drive(read_gb_s=1, write_gb_s=0.5), latency_s=0.0)
 """A file of a million bytes is read in a millisecond and written in two."""
@@ -69,6 +70,26 @@ def test_the_drive_never_moves_more_than_it_can() -> None:
     ends(tier, [job(i, 3 + i, i % 2 == 0) for i in range(9)])
     for is_read, rate in ((True, 1e9), (False, 0.5e9)):
         assert tier.files[is_read] * 1e6 / tier.busy_s[is_read] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_looking_changes_nothing(every: int) -> None:
+    """Jobs end when they end, and the drive is as busy, however often somebody asks; `next_end` says when to."""
+    often, seldom = files(threads=(2, 2)), files(threads=(2, 2))
+    seen: set[int] = set()
+    for tier in (often, seldom):
+        tier.log = []
+        for i in range(9):
+            tier.enqueue(job(i, 3 + i, i % 2 == 0))
+    for tenth in range(every, 1000 + every, every):
+        often.begin(tenth * MS // 10)
+        seen |= {ended.job_id for ended in often.ended()}
+    while seldom.next_end < NEVER_COMES:
+        seldom.begin(seldom.next_end)
+        assert seldom.ended(), "nothing ended when something was to end"
+    assert [one.end for one in often.log or ()] == [one.end for one in seldom.log or ()]
+    assert len(seen) == 9
+    assert often.busy_s == seldom.busy_s
 
 
 def tiers(**changes: Any) -> dict[str, Any]:

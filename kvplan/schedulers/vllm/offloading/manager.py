@@ -49,6 +49,8 @@ class CPUOffloadingManager:
         self.max_tracker_size = config.max_tracker_size
         self.num_evictable = 0
         """Chunks that no transfer uses."""
+        self.num_moves = 0
+        """What tiers below did to it so far: jobs begun, ended and refused for the first time, files asked for."""
         self.num_write_pending = 0
         """Chunks being written."""
         self.counts: OrderedDict[OffloadKey, int] | None = (

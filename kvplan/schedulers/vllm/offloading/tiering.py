@@ -210,11 +210,13 @@ class SecondaryTierManager:
         finished, self._finished = self._finished, []
         return finished
 
-    def on_schedule_end(self) -> None:
-        """Look for the files that this step asked for (vLLM: same name)."""
+    def on_schedule_end(self) -> bool:
+        """Look for the files that this step asked for (vLLM: same name); return whether the next step learns of any."""
         self._settle()
         if self._lookups is not None and self._lookups.flush():
             self.transfers.look_up()
+            return True
+        return bool(self._finished)
 
     def on_request_finished(self, request_id: str) -> None:
         """Forget a request (vLLM: same name)."""
@@ -282,8 +284,10 @@ class TieringOffloadingManager(CPUOffloadingManager):
 
     def _initiate_promotion(self, tier: int, key: OffloadKey, access: RequestCacheAccess) -> bool:
         """Take a slot for a tier's chunk, False if there is none (vLLM: same name)."""
+        was_missed = key in access.store_misses
         taken = super().prepare_store([key], access)
         if taken is None:
+            self.num_moves += not was_missed  # refused once more, it leaves nothing behind
             return False
         self._evicted += taken.evicted_keys
         chunks = self._pending_promotions.setdefault(tier, {}).setdefault(access.request_id, [])
@@ -319,6 +323,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         job = TierJob(self._num_jobs, tier, request_id, is_promotion, tuple(keys), len(keys))
         self._num_jobs += 1
         self._jobs[job.job_id] = job
+        self.num_moves += 1
         if self.log is not None:
             self.log.append(job)
         self.secondary_tiers[tier].submit(job)
@@ -330,6 +335,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         self._processed_jobs_this_step = True
         for tier in self.secondary_tiers:
             for job in tier.get_finished_jobs():
+                self.num_moves += 1
                 del self._jobs[job.job_id]
                 if job.is_promotion:
                     self.num_promoted += len(job.keys)
@@ -349,7 +355,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
                 self._begin(i, request_id, keys, is_promotion=True)
         self._pending_promotions.clear()
         for tier in self.secondary_tiers:
-            tier.on_schedule_end()
+            self.num_moves += tier.on_schedule_end()
 
     def on_request_finished(self, access: RequestCacheAccess) -> None:
         """Let the policy see a request's chunks as one use, and the tiers that it has ended (vLLM: same name)."""
