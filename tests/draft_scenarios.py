@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from conformance.random_scenarios import random_tiers as random_tiers
 from leap_scenarios import random_scenario
 
 METHODS = ("ngram", "eagle", "mtp", "dspark", "draft_model")

@@ -6,7 +6,7 @@ from math import lcm
 from random import Random
 from typing import Any
 
-from draft_scenarios import METHODS
+from draft_scenarios import METHODS, drafted_scenario, random_tiers
 from group_scenarios import random_groups, random_returns, with_ring
 
 from kvplan.conformance.replay import ReplayResult
@@ -29,11 +29,22 @@ KINDS = (
     "drafts",
     "drafts, align",
     "drafts, ring",
+    "tiers",
+    "tiers, full",
 )
 
 
 def random_visits(rng: Random, kind: str) -> Json:
     """Return a scenario as JSON: contents shared, requests that continue each other, preemption, aborts."""
+    if kind.startswith("tiers"):
+        full = kind.endswith("full")
+        row = (
+            drafted_scenario(rng)
+            if full
+            else _random_drafts(rng, rng.choice(["window", "align", "echo", "ring"]))
+        )
+        row |= {"num_speculative_tokens_per_batch_size": random_tiers(rng, row["num_speculative_tokens"])}
+        return row | ({"async_scheduling": rng.random() < 0.5} if full else {})
     if kind.startswith("drafts"):
         _, _, beside = kind.partition(", ")
         return _random_drafts(rng, beside or rng.choice(KINDS[:5]))

@@ -54,7 +54,8 @@ class VisitReplay(SpelledReplay):
         return SchedulerOutput(self.step, {entry[0]: entry[1] for entry in record.sched})
 
     def _spell(self, leap: Leap, num_steps: int) -> None:
-        running, each = self.scheduler.running, 1 + self.scheduler.config.num_speculative_tokens
+        running = self.scheduler.running
+        each = leap.drafted.num_tokens // len(running) if leap.drafted else 1
         starts = self._starts(leap, num_steps)
         assert (len(running), sum(start[0] + each for start in starts)) == leap[1:3]
         self.num_leaps += num_steps > 1

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from kvplan.engines.drafting import draft_tiers
 from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import sort_out
@@ -23,7 +24,7 @@ from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.shell_words import image_version, num_starts, start_of, words_of
 from kvplan.engines.some_values import about_value, check_together, in_vain
-from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
+from kvplan.engines.speculative_config import not_planned, read_speculation, speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import (
     flag_value,
@@ -125,10 +126,13 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     drafting = fields.get("speculative_config")
     idle += [f"--speculative-config.{key}" for key in without_effect(drafting)]
     changing += [f"--speculative-config.{key}" for key in not_planned(drafting)]
+    args = _args(fields)
+    if speculation(drafting).num_speculative_tokens_per_batch_size and draft_tiers(args) is None:
+        notes.append("num_speculative_tokens_per_batch_size does nothing over several data-parallel ranks")
     return Command(
         engine="vllm",
         model=told.model,
-        args=_args(fields),
+        args=args,
         draft=draft,
         hf_overrides=object_of(told.acting.get("hf-overrides"), "hf-overrides"),
         hf_config_path=as_none(told.acting.get("hf-config-path")) or "",

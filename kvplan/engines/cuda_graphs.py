@@ -5,9 +5,13 @@ Mirrors vLLM 0.32 (`config/vllm.py`, `config/compilation.py`); what that refuses
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvplan.engines.compilation_config import CompilationFlags, Compile, compilation_flags
+from kvplan.engines.drafting import draft_tiers
 from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.kernel_flags import EAGER_EXCHANGES
+from kvplan.formulas.draft_tiers import drafts_by_batch
 from kvplan.formulas.graphs import (
     MAX_CAPTURE_SIZE,
     MODES,
@@ -51,11 +55,14 @@ def find_graphs(
     Raises KvplanError for sizes and modes that vLLM refuses.
     """
     told = compilation_flags(args.compilation_config)
-    compiled, mode = _modes(args, model, told)
+    tiers = draft_tiers(args)
+    compiled, mode = _modes(args, model, told, no_full=rounds_all and tiers is not None)
     seqs, tokens = args.max_num_seqs or MAX_CAPTURE_SIZE, args.max_num_batched_tokens or 1 << 30
     width = 1 + args.num_speculative_tokens
+    made = drafts_by_batch(tiers, seqs, args.num_speculative_tokens)
+    widest = {1 + drafts: n for n, drafts in enumerate(made) if n}
     ceiling = max_capture_size(compute_capability) if version.is_vllm(*LARGER_GRAPHS) else MAX_CAPTURE_SIZE
-    sizes = _sizes(args, told, seqs, tokens, ceiling) if mode != "NONE" else ()
+    sizes = _sizes(args, told, seqs, tokens, ceiling, widest) if mode != "NONE" else ()
     mode = _captured(mode, args, model, told, compiled)
     split = compiled and told.splitting_ops is None and not told.pass_config.fuse_attn_quant
     settled = settled_mode(mode, support, width, compiled=compiled, split=split)
@@ -68,7 +75,8 @@ def find_graphs(
     if rounds_all and width > 1 and MODES[settled][0] == "full":
         sizes = _rounded(sizes, width)
     cases = _lora_cases(args, told) if not rounds_all or told.cudagraph_specialize_lora else 1
-    return Graphs(settled, sizes if settled != "NONE" else (), seqs, width, cases)
+    widths = tuple(sorted(widest)) if tiers is not None else ()
+    return Graphs(settled, sizes if settled != "NONE" else (), seqs, width, cases, widths)
 
 
 def _lora_cases(args: EngineArgs, told: CompilationFlags) -> int:
@@ -84,14 +92,22 @@ def _lora_cases(args: EngineArgs, told: CompilationFlags) -> int:
     return 1 + len({most, *(1 << i for i in range(most.bit_length()))})
 
 
-def _modes(args: EngineArgs, model: ModelSpec, told: CompilationFlags) -> tuple[bool, str]:
-    """(whether vLLM's own backend compiles the model, which graphs are left then)."""
+def _modes(
+    args: EngineArgs, model: ModelSpec, told: CompilationFlags, *, no_full: bool = False
+) -> tuple[bool, str]:
+    """(whether vLLM's own backend compiles the model, which graphs are left then).
+
+    `no_full`: the first model runner has no whole graphs for steps of now more drafts, now fewer
+    (`_maybe_override_dynamic_sd_cudagraph_mode`).
+    """
     if args.enforce_eager:
         return False, "NONE"
     breaks = _breaks(args, model)
     by_level: Compile = "VLLM_COMPILE" if args.optimization_level > 0 else "NONE"
     compiled = (told.mode or by_level) == "VLLM_COMPILE" and not breaks
     mode = told.cudagraph_mode or OF_LEVEL[args.optimization_level]
+    if no_full and "FULL" in mode:
+        mode = "PIECEWISE"
     if not compiled and not breaks:
         mode = WITHOUT_PIECES.get(mode, mode)
     if told.mode == "STOCK_TORCH_COMPILE" and not breaks:
@@ -124,7 +140,9 @@ def _captured(mode: str, args: EngineArgs, model: ModelSpec, told: CompilationFl
     return "NONE" if spread and args.all2all_backend in EAGER_EXCHANGES else mode
 
 
-def _sizes(args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, ceiling: int) -> tuple[int, ...]:
+def _sizes(
+    args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, ceiling: int, widest: Mapping[int, int]
+) -> tuple[int, ...]:
     for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
         if getattr(args, name) not in (None, ()) and getattr(told, name) is not None:
             raise KvplanError(
@@ -144,6 +162,7 @@ def _sizes(args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, cei
             ceiling=ceiling,
             stated_max=most,
             fine=args.performance_mode == "interactivity",
+            widest=widest,
         )
     if not stated or min(stated) < 1:
         raise KvplanError("--cudagraph-capture-sizes: at least one, each of at least 1 token")

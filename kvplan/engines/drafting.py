@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvplan.engines.draft_kinds import FED, FEED_HEADS, drafts_itself, method_of_draft
 from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.speculative_config import MAY_HAVE_A_MODEL, speculation
+from kvplan.formulas.draft_tiers import DraftTiers, drafts_by_batch
 from kvplan.ground.errors import KvplanError
 from kvplan.models.drafts import as_head
 from kvplan.models.spec import ModelSpec
@@ -115,6 +116,7 @@ def check_drafting(
             " (Model does not support EAGLE3 interface)"
         )
     _check_keys(model, args, draft)
+    _check_tiers(args, engine)
     if args.speculative_method == "extract_hidden_states":
         _check_extracting(args)
     if args.speculative_method == "mtp" and model.num_mtp_modules and draft is None:
@@ -159,6 +161,26 @@ def _check_keys(model: ModelSpec, args: EngineArgs, draft: ModelSpec | None) -> 
         )
 
 
+def _check_tiers(args: EngineArgs, engine: EngineVersion) -> None:
+    """Methods whose code asserts that every step drafts as many.
+
+    Source: vLLM 0.32 `v1/spec_decode`: `medusa.py`, `suffix_decoding.py`, `ngram_proposer_gpu.py`.
+    """
+    tiers, tokens = draft_tiers(args), args.num_speculative_tokens
+    if tiers is None or args.speculative_method not in FIXED or not on_first_runner(args, engine):
+        return
+    made = drafts_by_batch(tiers, args.max_num_seqs or NO_MOST, tokens)
+    if fewer := next((n for n, drafts in enumerate(made) if drafts != tokens), None):
+        raise KvplanError(
+            f"num_speculative_tokens_per_batch_size: with method {args.speculative_method} vLLM 0.32 stops at the first"
+            f" step of {fewer} requests (AssertionError): it always drafts num_speculative_tokens, {tokens}"
+        )
+
+
+FIXED = ("medusa", "suffix", "ngram_gpu", "extract_hidden_states")
+"""Methods that draft as many in every step of the first model runner."""
+
+
 def _check_extracting(args: EngineArgs) -> None:
     """Source: vLLM 0.32 `v1/worker/gpu/spec_decode/extract_hidden_states.py`."""
     flags = speculation(args.speculative_config)
@@ -191,6 +213,60 @@ def draft_slots(args: EngineArgs) -> int:
     if drafts_at_once(args):
         return tokens if method == "draft_model" else tokens - 1
     return int(method == "draft_model")
+
+
+def draft_tiers(args: EngineArgs) -> DraftTiers | None:
+    """Drafts by the requests of a step; None: always as many, as over data-parallel ranks, whose steps must be alike.
+
+    Source: vLLM 0.32 `config/vllm.py: _maybe_disable_dynamic_sd_for_data_parallel`.
+    """
+    if not args.num_speculative_tokens or args.data_parallel_size > 1:
+        return None
+    return speculation(args.speculative_config).num_speculative_tokens_per_batch_size
+
+
+def needs_first_runner(args: EngineArgs) -> bool:
+    """Whether vLLM's second model runner has not got who drafts.
+
+    Source: vLLM 0.32 `config/vllm.py: _get_v2_model_runner_unsupported_features`.
+    """
+    if not args.num_speculative_tokens:
+        return False
+    told = speculation(args.speculative_config)
+    in_parallel = told.parallel_drafting and args.speculative_method not in ("dflash", "dspark")
+    return args.speculative_method in ONLY_FIRST or in_parallel or told.use_heterogeneous_vocab
+
+
+def on_first_runner(args: EngineArgs, engine: EngineVersion) -> bool:
+    """Whether vLLM, from 0.32 on, serves by its first model runner: told to, or for who drafts."""
+    if not engine.is_vllm(0, 32):
+        return False
+    told = args.environment.use_v2_model_runner
+    return needs_first_runner(args) if told is None else not told
+
+
+ONLY_FIRST = ("suffix", "medusa", "custom_class")
+"""Methods of vLLM's first model runner alone."""
+
+
+def drafting_passes(args: EngineArgs, second_runner: bool, modules: int = 1) -> tuple[int, ...]:
+    """Passes of the drafter in a step, by the requests that it holds, from none on; empty: always as many.
+
+    The first pass runs for its KV even where nothing is drafted. A draft model, several modules of the target's own and
+    what drafts all tokens at once run as for all drafts in the second model runner, which then leaves the last out.
+    Source: vLLM 0.32 `v1/worker/gpu/spec_decode`, `v1/spec_decode/llm_base_proposer.py: propose`.
+    """
+    tiers, tokens = draft_tiers(args), args.num_speculative_tokens
+    several = args.speculative_method == "mtp" and min(modules, tokens) > 1
+    whole = second_runner and (args.speculative_method == "draft_model" or several)
+    if tiers is None or whole or drafts_at_once(args):
+        return ()
+    made = drafts_by_batch(tiers, args.max_num_seqs or NO_MOST, tokens)
+    return tuple(max(1, drafts) for drafts in made)
+
+
+NO_MOST = 1024
+"""Requests that a step is taken to hold at most where nobody says."""
 
 
 def drafts_at_once(args: EngineArgs) -> bool:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from kvplan.engines.draft_kinds import method_of_draft
+from kvplan.formulas.draft_tiers import DraftTiers, tiers_fault
 from kvplan.ground.config import Config, json_object, read_object
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.models.load import find_bundled, load_model, path_exists
@@ -92,8 +93,8 @@ class SpeculationFlags(Config):
     """No effect: as `prompt_lookup_max`."""
     parallel_drafting: bool = False
     """All drafts in one pass (P-EAGLE, PARD)."""
-    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] | None = None
-    """Not planned: [from, to, drafts] by the requests that a step holds; as many are drafted in every step."""
+    num_speculative_tokens_per_batch_size: DraftTiers | None = None
+    """[from, to, drafts] by the requests that a step holds."""
     draft_model_config: Mapping[str, Any] | None = None
     """Of extract_hidden_states: {"hf_config": {"eagle_aux_hidden_state_layer_ids": [...]}}."""
     suffix_decoding_max_tree_depth: int = 24
@@ -129,7 +130,9 @@ class SpeculationFlags(Config):
         if low is not None and high is not None and low > high:
             raise ValueError(f"prompt_lookup_min {low} must be at most prompt_lookup_max {high}")
         _check_suffixes(self)
-        _check_tiers(self.num_speculative_tokens_per_batch_size)
+        tiers = self.num_speculative_tokens_per_batch_size
+        if tiers is not None and (fault := tiers_fault(tiers)):
+            raise ValueError(f"num_speculative_tokens_per_batch_size: {fault}")
         return self
 
 
@@ -138,11 +141,10 @@ OWN_FIELDS = ("method", "model", "num_speculative_tokens")
 ACTING = (
     *("quantization", "attention_backend", "kv_cache_dtype", "disable_padded_drafter_batch"),
     *("disable_eagle_block_drop", "use_heterogeneous_vocab", "parallel_drafting", "draft_model_config"),
-    *("draft_sample_method", "suffix_decoding_max_tree_depth"),
+    *("draft_sample_method", "suffix_decoding_max_tree_depth", "num_speculative_tokens_per_batch_size"),
 )
 """Keys beside those that change the plan; what others do stands under each."""
 UNPLANNED = {
-    "num_speculative_tokens_per_batch_size": "fewer drafts while many run",
     "enable_adaptive_verification": "fewer drafts verified where they look wrong",
     "model": "a class of one's own, which drafts",
 }
@@ -158,21 +160,6 @@ def _check_suffixes(flags: SpeculationFlags) -> None:
         )
     if not 0 <= flags.suffix_decoding_min_token_prob <= 1:
         raise ValueError("suffix_decoding_min_token_prob must be in [0, 1]")
-
-
-def _check_tiers(tiers: tuple[tuple[int, int, int], ...] | None) -> None:
-    """Source: vLLM 0.32 `v1/spec_decode/dynamic/utils.py`."""
-    if tiers is None:
-        return
-    key, end = "num_speculative_tokens_per_batch_size", 0
-    for low, high, tokens in sorted(tiers):
-        if low <= end or low > high or tokens < 0:
-            raise ValueError(
-                f"{key}: [{low}, {high}, {tokens}] must be [from, to, drafts], apart from others"
-            )
-        end = high
-    if not tiers or min(tiers)[0] != 1:
-        raise ValueError(f"{key} must begin with 1")
 
 
 def _check_acceptance(flags: SpeculationFlags, drafts: int) -> None:

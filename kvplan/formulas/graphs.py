@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from kvplan.ground.units import cdiv
@@ -66,19 +68,25 @@ def default_sizes(
     ceiling: int = MAX_CAPTURE_SIZE,
     stated_max: int | None = None,
     fine: bool = False,
+    widest: Mapping[int, int] | None = None,
 ) -> tuple[int, ...]:
     """Sizes, in tokens, of which nobody states each (vLLM 0.32 `config/vllm.py: _set_cudagraph_sizes`).
 
     The staircase up to twice the widest decode batch, at most `ceiling`, and each decode batch of `width` tokens a
     sequence; `stated_max` is the user's largest, which adds no decode batches. max_num_batched_tokens itself counts
-    where it is that small.
+    where it is that small. `widest`: tokens of a sequence -> the widest batch of such decodes, where several numbers of
+    drafts are made; None: all are `width`.
 
     >>> 42 in default_sizes(6, 8192, width=7), default_sizes(6, 8192, width=7, stated_max=42)[-2:]
     (True, (32, 40))
+    >>> 27 in default_sizes(20, 8192, width=4, widest={3: 9, 1: 20})
+    True
     """
     most = min(2 * max_num_seqs * width, ceiling) if stated_max is None else stated_max
-    requests = min(max_num_seqs, ceiling)
-    decodes = {n * width for n in (*capture_sizes(requests), requests)} if stated_max is None else set()
+    batches = ((tokens, min(n, ceiling)) for tokens, n in (widest or {width: max_num_seqs}).items())
+    decodes = {n * tokens for tokens, most_of in batches for n in (*capture_sizes(most_of), most_of)}
+    if stated_max is not None:
+        decodes = set()
     if width == 1:
         decodes &= {max_num_seqs}
     decodes = {n for n in decodes if n <= most and n <= max_num_batched_tokens}
@@ -99,6 +107,8 @@ class Graphs(NamedTuple):
     """Tokens of a decoding sequence: one and its drafts."""
     num_cases: int = 1
     """Sets of all graphs: with LoRA one without adapters and one with."""
+    widths: tuple[int, ...] = ()
+    """Tokens of a decoding sequence, of each number of drafts that is made; empty: `width` alone."""
 
     @property
     def decodes(self) -> Kind:
@@ -112,14 +122,18 @@ class Graphs(NamedTuple):
 
     @property
     def own_decode_sizes(self) -> tuple[int, ...]:
+        """Tokens of the graphs of decodes alone that verify all drafts."""
+        return self.own_sizes_of(self.width)
+
+    def own_sizes_of(self, width: int) -> tuple[int, ...]:
         """Tokens of the graphs of decodes alone: each size rounded up to whole sequences, none beyond the largest.
 
         Source: vLLM 0.32 `v1/worker/gpu/cudagraph_utils.py: _init_candidates`.
         """
         if self.mode not in OWN_DECODES or not self.sizes:
             return ()
-        most = min(self.max_num_seqs * self.width, self.sizes[-1])
-        rounded = {self.width * cdiv(n, self.width) for n in self.sizes}
+        most = min(self.max_num_seqs * width, self.sizes[-1])
+        rounded = {width * cdiv(n, width) for n in self.sizes}
         return tuple(sorted(n for n in rounded if n <= most))
 
     @property
@@ -134,10 +148,30 @@ class Graphs(NamedTuple):
         most = own[-1] if own else 0
         return (*own, *(n for n in self.other_sizes if n > most))
 
+    def decode_graph(self, num_tokens: int, width: int) -> tuple[int, Kind]:
+        """The graph that a step of decodes of `width` tokens each replays, 0 if they differ: its tokens, and its kind.
+
+        The next one of decodes, whatever their width: where it is another's, one of the others'; (0, "") for none.
+        Source: vLLM 0.32 `v1/worker/gpu/cudagraph_utils.py: _init_candidates, dispatch`.
+        """
+        size = next_size(num_tokens, _sizes_of_decodes(self))
+        if size and width in (self.widths or (self.width,)) and size in self.own_sizes_of(width):
+            return size, self.decodes
+        size = next_size(num_tokens, self.other_sizes)
+        return size, self.others if size else ""
+
     @property
     def num_captured(self) -> int:
         """Graphs captured at start-up."""
-        return self.num_cases * (len(self.own_decode_sizes) + len(self.other_sizes))
+        own = sum(len(self.own_sizes_of(width)) for width in self.widths or (self.width,))
+        return self.num_cases * (own + len(self.other_sizes))
+
+
+@lru_cache(64)
+def _sizes_of_decodes(graphs: Graphs) -> tuple[int, ...]:
+    """Tokens of all graphs of decodes alone."""
+    widths = graphs.widths or (graphs.width,)
+    return tuple(sorted({n for width in widths for n in graphs.own_sizes_of(width)}))
 
 
 def settled_mode(mode: str, support: Support, width: int, *, compiled: bool, split: bool) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvplan.engines.drafting import needs_first_runner
 from kvplan.engines.environment import Environment
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.engines.kernel_flags import attention_config
@@ -129,6 +130,8 @@ def captured_graphs(
 def _told(graphs: Graphs) -> str:
     """E.g. 86 graphs; with what the default is not: 51 graphs (PIECEWISE)."""
     told = [] if graphs.mode == "FULL_AND_PIECEWISE" else [graphs.mode]
+    if graphs.widths:
+        told.append(f"of {', '.join(str(width - 1) for width in graphs.widths)} drafts")
     told += [f"{graphs.num_cases} sets for LoRA"] if graphs.num_cases > 1 else []
     return f"{graphs.num_captured} graphs" + (f" ({', '.join(told)})" if told else "")
 
@@ -145,7 +148,7 @@ def second_runner(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) ->
         asked = True
     if asked is not None and profile.second_sampler_bytes_per_logit is not None:
         return asked
-    if args.num_micro_batches > 1:
+    if args.num_micro_batches > 1 or needs_first_runner(args):
         return False
     mixers = (mixer for layer in model.layers for mixer in layer.mixers)
     dense = not model.is_moe and all(mixer.kind is not AttentionKind.STATE for mixer in mixers)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from kvplan.engines.compilation_config import compilation_flags
 from kvplan.engines.cuda_graphs import find_graphs
+from kvplan.engines.drafting import on_first_runner
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.engines.late_checks import samples_shares
@@ -252,7 +253,9 @@ def _layers_that_share(
 
 def _alone(model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime) -> ModelStepTime:
     """Some layers by themselves, without what a step costs whatever it holds."""
-    costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=(), decode_sizes=None)
+    costs = replace(
+        time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=(), decode_sizes=None, tiers=None
+    )
     return ModelStepTime(model_work(model, args, formats), costs)
 
 
@@ -293,7 +296,7 @@ def _drafting(
     flags = args.model_copy(update={"data_parallel_size": 1})
     formats = find_formats(drafter, flags)
     time = timing.step_time(
-        model_work(drafter, flags, formats), **options | formats | {"micro": MicroBatches()}
+        model_work(drafter, flags, formats), **options | formats | {"micro": MicroBatches(), "tiers": None}
     )
     return ModelStepTime(time.work, replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0))
 
@@ -304,7 +307,8 @@ def _graphs(engine: EngineVersion, model: ModelSpec, gpu: GpuSpec, args: EngineA
         return Graphs()
     if not engine.is_vllm(0, 11):
         return Graphs("FULL", capture_sizes(MAX_CAPTURE_SIZE))
-    return find_graphs(args, model, gpu.compute_capability, version=engine)
+    first = on_first_runner(args, engine)
+    return find_graphs(args, model, gpu.compute_capability, rounds_all=first, version=engine)
 
 
 def _micro_batches(model: ModelSpec, args: EngineArgs) -> MicroBatches:
@@ -333,6 +337,9 @@ def _captured(graphs: Graphs, timing: TimingProfile, args: EngineArgs) -> dict[s
         "decode_sizes": tuple(n for n in graphs.decode_sizes if n <= limit),
         "whole_decodes": 0 if pieces else max(graphs.own_decode_sizes or graphs.other_sizes, default=0),
         "largest_graph": max(graphs.decode_sizes, default=0),
+        "tiers": graphs._replace(sizes=tuple(n for n in graphs.sizes if n <= limit))
+        if graphs.widths
+        else None,
     }
 
 

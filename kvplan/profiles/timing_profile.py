@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, capture_sizes
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, Graphs, capture_sizes
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.profiles.surface_file import Surfaces, read_surfaces
@@ -237,6 +237,7 @@ def step_costs(
     decode_sizes: tuple[int, ...] | None = None,
     whole_decodes: int | None = None,
     largest_graph: int = 0,
+    tiers: Graphs | None = None,
     micro: MicroBatches = MicroBatches(),  # noqa: B008 (a tuple)
 ) -> Found:
     """Pick a model's costs from a profile's surfaces and coefficients, borrowing across formats where one is missing.
@@ -258,7 +259,8 @@ def step_costs(
         gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,
         reduce=known.all_reduce(num_ranks, link), gather=known.gather(num_data_ranks, link), host=host,
         activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes,
-        decode_sizes=decode_sizes, whole_decodes=whole_decodes, largest_graph=largest_graph, micro=micro, **fixed,
+        decode_sizes=decode_sizes, whole_decodes=whole_decodes, largest_graph=largest_graph, tiers=tiers, micro=micro,
+        **fixed,
     )  # fmt: skip
     return Found(costs, tuple(notes))
 

@@ -47,11 +47,13 @@ class Step(NamedTuple):
     admitted: list[tuple[Request, int]]
     """Requests admitted in this step and their prefix-cache hit tokens; their first chunks are in `chunks`."""
     preempted: list[Request]
+    decode_tokens: int
+    """Tokens of the decodes, drafts included."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens scheduled."""
-        return self.num_decodes + sum(chunk.num_tokens for chunk in self.chunks)
+        return self.decode_tokens + sum(chunk.num_tokens for chunk in self.chunks)
 
 
 class Outputs(NamedTuple):
@@ -138,7 +140,7 @@ class LeapOutputs(NamedTuple):
 
 new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, Chunk)
 """Takes the fields as one tuple, like those below: a third of a call of the class, of which a leap has several."""
-new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request]]], Step]
+new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request], int]], Step]
 new_step = partial(tuple.__new__, Step)
 new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
 new_leap: Callable[[tuple[int, int, int, bool, DraftedSteps | None]], Leap] = partial(tuple.__new__, Leap)

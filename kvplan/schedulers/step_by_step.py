@@ -202,13 +202,15 @@ class StepByStep:
             self._prefill_ends[request_id] = requests[request_id].num_tokens
         chunks: list[Chunk] = []
         completed: list[Request] = []
-        num_decodes = decode_context = 0
+        num_decodes = decode_context = decode_tokens = 0
+        each = 0 if self.config.num_speculative_tokens_per_batch_size else 1 + scheduler.num_spec_tokens
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, end = requests[request_id], self._prefill_ends[request_id]
             before = request.num_computed_tokens - num_tokens
             if before >= end:
                 num_decodes += 1
                 decode_context += before + num_tokens
+                decode_tokens += each or num_tokens
                 continue
             chunks.append(Chunk(request, num_tokens, before))
             if before + num_tokens >= end:
@@ -216,7 +218,7 @@ class StepByStep:
         self._in_flight.append((output, completed))
         admitted = [(requests[i], hit) for i, hit in output.admitted.items()]
         preempted = [requests[i] for i in output.preempted]
-        return Step(num_decodes, decode_context, chunks, admitted, preempted)
+        return Step(num_decodes, decode_context, chunks, admitted, preempted, decode_tokens)
 
     @property
     def repeats(self) -> bool:
@@ -283,12 +285,10 @@ class StepByStep:
             return self._changes.is_short_for(due)
         if not config.num_speculative_tokens:
             return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
-        more = 1 + config.num_speculative_tokens + config.num_lookahead_tokens
+        more, longest = 1 + config.num_lookahead_tokens, config.max_model_len
         tables = self.scheduler.kv_cache_manager.coordinator.managers[0].req_to_blocks
-        need = (
-            -(-min(r.num_computed_tokens + more, config.max_model_len) // size) - len(tables[r.request_id])
-            for r in due
-        )
+        ends = ((r, min(r.num_computed_tokens + r.num_spec_tokens + more, longest)) for r in due)
+        need = (-(-end // size) - len(tables[r.request_id]) for r, end in ends)
         return sum(max(0, blocks) for blocks in need) > self.num_free_blocks
 
     @property

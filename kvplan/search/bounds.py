@@ -22,7 +22,7 @@ from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.timing.step import StepShape, StepTime
+from kvplan.timing.step import StepShape, StepTime, fewest_passes
 from kvplan.workload.classes import Slo
 from kvplan.workload.load import Load, draw_load, settle_lengths
 
@@ -124,13 +124,13 @@ class _Timed:
     """A step time by its identity: setups are shared between points, their facts need finding once."""
 
     def __init__(self, time: StepTime) -> None:
-        self.time = time
+        self.told, self.time = time, fewest_passes(time)
 
     def __hash__(self) -> int:
-        return id(self.time)
+        return id(self.told)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Timed) and other.time is self.time
+        return isinstance(other, _Timed) and other.told is self.told
 
 
 def alone_step_s(load: Load, rows: NDArray[np.int64], setup: Setup) -> Floats:

@@ -12,10 +12,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from kvplan.engines.drafting import drafts_at_once
+from kvplan.engines.drafting import draft_tiers, drafting_passes, drafts_at_once, on_first_runner
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_flags
 from kvplan.engines.speculative_config import speculation
+from kvplan.formulas.draft_tiers import drafts_by_batch
 from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import TICKS_PER_S
@@ -467,6 +468,7 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         enable_mamba_shared_prefix_checkpoint=args.enable_mamba_shared_prefix_checkpoint,
         kv_cache_groups=() if plain else groups,
         num_speculative_tokens=drafts,
+        num_speculative_tokens_per_batch_size=draft_tiers(args),
         spec_method=args.speculative_method,
         parallel_drafting=told.parallel_drafting,
         disable_eagle_block_drop=told.disable_eagle_block_drop,
@@ -553,9 +555,15 @@ def _step_time(
         passes, each = (1, tokens) if at_once else (tokens, 1)
         if args.speculative_method == "medusa":  # every head reads the one state
             passes, each, at_once = 1, 1, True
-        time = DraftedStepTime(time, found.draft, passes, each)
+        second = not on_first_runner(args, parse_engine(deployment.engine_of))
+        by_batch = () if at_once else drafting_passes(args, second, model.num_mtp_modules)
+        time = DraftedStepTime(time, found.draft, passes, each, by_batch)
         layers = f"{found.draft.work.num_layers} layers a step"
-        sources["drafting"] = f"one pass of {layers}" if at_once else f"{passes} passes of {layers}"
+        often = f"{min(by_batch)} to {max(by_batch)}" if by_batch else passes
+        sources["drafting"] = f"one pass of {layers}" if at_once else f"{often} passes of {layers}"
+    if (tiers := draft_tiers(args)) is not None:
+        made = drafts_by_batch(tiers, args.max_num_seqs, args.num_speculative_tokens)[1:]
+        sources["drafts"] = f"{min(made)} to {max(made)} by the requests of a step"
     shared = found.time.costs.shared_reads if shared is None else shared
     at_client = timing is not None and timing.seen_by_client
     return _Timed(time, found.outside, sources, found.doubt[:4], shared, at_client, found.links(gpu))

@@ -27,6 +27,8 @@ class StepInFlight(NamedTuple):
     """Somebody was preempted or a copy ended in it: the next step may admit whom it did not."""
     num_tokens: int = 0
     """Tokens computed, of prompts and decodes, drafts included."""
+    decode_tokens: int = 0
+    """Those of the decodes."""
     num_steps: int = 1
     """Steps that it stands for, one like the other: of an engine that waits for copies."""
 

@@ -213,7 +213,7 @@ class Replica(ReplicaStats):
         if self.shared is not None:
             context -= self._read_once(self.shared)
         context = max(decodes, context)
-        num_tokens = decodes * (1 + self.drafts) + num_prefill
+        num_tokens = step.decode_tokens + (decodes - step.num_decodes) * self.admitted_alone + num_prefill
         shape = StepShape(num_tokens, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
         makes_room = bool(step.preempted)
@@ -226,7 +226,15 @@ class Replica(ReplicaStats):
         self.waits_for = self._why_waiting(shape.num_tokens) if engine.num_waiting else ""
         self.totals.prefill_tokens += num_prefill
         is_empty = not step.num_decodes and not step.chunks
-        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, makes_room, num_tokens)
+        return StepInFlight(
+            ticks,
+            step.num_decodes,
+            num_prefills,
+            is_empty,
+            makes_room,
+            num_tokens=num_tokens,
+            decode_tokens=step.decode_tokens,
+        )
 
     def _wait_for_copies(self, copies: TimedCopies, ticks: int, ended: bool) -> int:
         """Return how much longer copies make a step: those it flushes, or the loop that waits for one."""
@@ -435,7 +443,10 @@ class Replica(ReplicaStats):
             self._note_read(start)
             if early is not NOTHING:
                 self._read(early, start)
-            last = StepInFlight(leap.ticks_of(steps - 1), leap.num_decodes, num_tokens=leap.num_tokens)
+            tokens = leap.num_tokens
+            last = StepInFlight(
+                leap.ticks_of(steps - 1), leap.num_decodes, num_tokens=tokens, decode_tokens=tokens
+            )
             self.in_flight.append(last)
         if steps > leap.ahead:
             self._account_each(leap, steps - leap.ahead, start, now, used[leap.ahead :])
@@ -480,7 +491,8 @@ class Replica(ReplicaStats):
         if early is not NOTHING:
             self._read(early, start)
         ticks = leap.ticks + (steps - 1) * leap.slope
-        self.in_flight.append(StepInFlight(ticks, leap.num_decodes, num_tokens=leap.num_tokens))
+        tokens = leap.num_tokens
+        self.in_flight.append(StepInFlight(ticks, leap.num_decodes, num_tokens=tokens, decode_tokens=tokens))
         if steps > 1:
             self._account_series(leap, steps - 1, start, now, (used + peak) // 2)
         if late is not NOTHING:

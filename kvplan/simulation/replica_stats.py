@@ -122,6 +122,8 @@ class ReplicaStats:
     drafts: int = field(init=False)
     """Speculation: drafts per decode. A step may give a sequence several tokens; what it gave is a path to look up,
     or, step by step, is looked at one by one."""
+    admitted_alone: int = field(init=False)
+    """Tokens of a step that admits a request for one token, where steps are padded to a decode's."""
     one_full_group: bool = field(init=False)
     """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
 
@@ -129,6 +131,8 @@ class ReplicaStats:
         config, groups = self.config, self.config.groups
         self.num_blocks, self.block_size = config.num_gpu_blocks - 1, config.block_size
         self.drafts = config.num_speculative_tokens
+        tiers = config.num_speculative_tokens_per_batch_size
+        self.admitted_alone = 1 if tiers else 1 + self.drafts
         self.one_full_group = len(groups) == 1 and groups[0].kind == "full"
 
     def held_tokens(self) -> HeldTokens:
@@ -190,7 +194,7 @@ class ReplicaStats:
         totals.used_block_ticks += ticks * used
         if decodes:
             totals.num_decodes += decodes
-            totals.decode_tokens += decodes * (1 + self.drafts)
+            totals.decode_tokens += step.decode_tokens
             if self.pieces is not None and not self.drafts:
                 self.pieces.reads.add(self.num_reads - 1, [Stretch(ticks, ticks, 1, now - ticks, now)])
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
@@ -242,7 +246,7 @@ class ReplicaStats:
         totals.batch_ticks += duration * decodes
         totals.used_block_ticks += duration * used
         totals.num_decodes += decodes * reads
-        totals.decode_tokens += decodes * reads * (1 + self.drafts)
+        totals.decode_tokens += leap.num_tokens * reads
         totals.decode_ticks += duration
         if self.pieces is not None:
             self.pieces.reads.add(before, leap.stretches(reads))
@@ -266,7 +270,7 @@ class ReplicaStats:
         totals.batch_ticks += duration * decodes
         totals.used_block_ticks += dot(durations, used)
         totals.num_decodes += decodes * reads
-        totals.decode_tokens += decodes * reads * (1 + self.drafts)
+        totals.decode_tokens += leap.num_tokens * reads
         totals.decode_ticks += duration
         add = self.meter.add
         for ticks in durations.tolist():

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvplan.formulas.graphs import Graphs
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.timing.costs import (
     AttentionCosts,
@@ -102,6 +103,12 @@ class DraftedStepTime:
     """Passes a step."""
     tokens_each: int = 1
     """Tokens of a sequence that one pass drafts."""
+    passes_by_batch: tuple[int, ...] = ()
+    """Passes of a step that holds so many requests, by their number; empty: always `num_drafts`."""
+
+    def _passes(self, num_requests: int) -> int:
+        by_batch = self.passes_by_batch
+        return by_batch[min(num_requests, len(by_batch) - 1)] if by_batch else self.num_drafts
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step; a step of prompts alone drafts nothing."""
@@ -109,14 +116,15 @@ class DraftedStepTime:
         if not num:
             return found
         drafting = StepShape(num * self.tokens_each, num, shape.decode_context)
-        return found + self.num_drafts * self.draft.ticks(drafting)
+        return found + self._passes(num + shape.num_prefills) * self.draft.ticks(drafting)
 
     def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """Of a decode step with its drafting."""
         a, b, limit = self.verify.decode_line(num_decodes, decode_context, num_tokens)
         tokens = num_decodes * self.tokens_each
         more, slope, knot = self.draft.decode_line(num_decodes, decode_context, tokens)
-        return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
+        passes = self._passes(num_decodes)
+        return a + passes * more, b + passes * slope, min(limit, knot)
 
     def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
         """Of the step that verifies; drafting passes are counted as if all ranks brought as many."""
@@ -168,6 +176,15 @@ class ScaledStepTime:
         time = self.time
         ticks = time.pool_ticks(num_tokens, tokens_of_ranks) if isinstance(time, PooledStepTime) else 0
         return round(ticks * self.factor)
+
+
+def fewest_passes(time: StepTime) -> StepTime:
+    """The same where every step drafts as little as any: no step takes less, however many requests it holds."""
+    if isinstance(time, ScaledStepTime):
+        return replace(time, time=fewest_passes(time.time))
+    if isinstance(time, DraftedStepTime) and time.passes_by_batch:
+        return replace(time, num_drafts=min(time.passes_by_batch), passes_by_batch=())
+    return time
 
 
 class ProductCosts(Protocol):
@@ -262,6 +279,8 @@ class StepCosts:
     """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
     decode_sizes: tuple[int, ...] | None = None
     """The same of steps of decodes alone; None: as `capture_sizes`."""
+    tiers: Graphs | None = None
+    """The graphs themselves where steps verify now more drafts, now fewer: decodes of each width have their own."""
     whole_decodes: int | None = None
     """Tokens up to which steps of decodes alone replay one graph, beyond it pieces; None: all that replay any."""
     largest_graph: int = 0
@@ -394,7 +413,7 @@ class ModelStepTime:
         parts = self._parts or self._make_parts()
         stages = work.pipeline_stages
         alone = rows == num_tokens
-        tokens = self._padded(num_tokens, alone)
+        tokens, launches = self._replayed(num_tokens, alone, num_decodes)
         split = costs.micro.split(num_tokens, alone)
         m = tokens / stages
         part = m / split
@@ -417,7 +436,6 @@ class ModelStepTime:
         if work.exchange:
             between += work.exchange.num_layers * costs.reduce(rows * work.exchange.token_bytes)
         total = self._fixed_s() + products * stages + parts.head(rows) + element + sequences + between
-        launches = self._launch_s(num_tokens, alone)
         return (
             total if not isinstance(launches, np.ndarray) and not launches else p_norm(total, launches, 3.0)
         )
@@ -425,6 +443,19 @@ class ModelStepTime:
     def _sizes(self, *, decodes_alone: bool) -> tuple[int, ...]:
         own = self.costs.decode_sizes
         return own if decodes_alone and own is not None else self.costs.capture_sizes
+
+    def _replayed(self, num_tokens: Number, alone: Number, num_decodes: Number) -> tuple[Number, Number]:
+        """Tokens after padding to a graph, and CPU seconds of launching it or the step's kernels."""
+        tiers = self.costs.tiers
+        if tiers is None or not alone or not (isinstance(num_tokens, int) and isinstance(num_decodes, int)):
+            return self._padded(num_tokens, alone), self._launch_s(num_tokens, alone)
+        width, rest = divmod(num_tokens, num_decodes or 1)
+        if width == 1 and width not in tiers.widths:  # no step of the engine's, but less than any
+            return num_tokens, 0.0
+        size, kind = tiers.decode_graph(num_tokens, 0 if rest else width)
+        host = self.costs.host
+        each = {"": host.launch_s, "piecewise": host.piecewise_s, "full": 0.0}[kind]
+        return size or num_tokens, self.work.num_layers * each
 
     def _padded(self, num_tokens: Number, alone: Number) -> Number:
         """Tokens after padding to a graph; `alone`: whether the step holds decodes alone."""

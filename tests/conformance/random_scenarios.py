@@ -214,11 +214,33 @@ def _let_prompts_part(rng: Random, scenario: Json) -> None:
     scenario["num_gpu_blocks"] += 4 * scenario["max_num_seqs"]
 
 
+def tiered_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """A random scenario whose drafts become fewer, none or more as the batch grows; where nobody drafts, as it is."""
+    rng = Random(f"tiered {seed}")
+    scenario = random_scenario(seed, version) | {"name": f"tiered{seed}"}
+    drafts = scenario.get("num_speculative_tokens", 0)
+    if not drafts:
+        return scenario
+    return scenario | {"num_speculative_tokens_per_batch_size": random_tiers(rng, drafts)}
+
+
+def random_tiers(rng: Random, drafts: int) -> list[list[int]]:
+    """[from, to, drafts] for small batches: none, fewer or more than are made otherwise, gaps and any order."""
+    tiers, low = [], 1
+    for _ in range(rng.randint(1, 4)):
+        high = low + rng.choice([0, 0, 1, 2, 5])
+        tiers.append([low, high, rng.randint(0, drafts + 1)])
+        low = high + rng.choice([1, 1, 2])
+    rng.shuffle(tiers)
+    return tiers
+
+
 SCENARIOS = {
     "all": random_scenario,
     "compressed": compressed_scenario,
     "dspark": dspark_scenario,
     "limited": limited_scenario,
+    "tiered": tiered_scenario,
 }
 
 

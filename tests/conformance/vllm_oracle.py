@@ -219,7 +219,11 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
             num_speculative_tokens=config.num_speculative_tokens,
             target_model_config=model,
             target_parallel_config=extra["parallel_config"],
-            **known(SpeculativeConfig, disable_lookahead_block_hashes=config.disable_lookahead_block_hashes),
+            **known(
+                SpeculativeConfig,
+                disable_lookahead_block_hashes=config.disable_lookahead_block_hashes,
+                num_speculative_tokens_per_batch_size=config.num_speculative_tokens_per_batch_size,
+            ),
             **drafter.get(config.spec_method, lookup),
         )
     if config.kv_offloading is not None:
@@ -429,9 +433,10 @@ class VllmFace:
             pooler_output=[],
             kv_connector_output=self.kv_connector_output(output.step),
         )
-        self.vllm.update_from_output(self.outputs.pop(output.step), result)
-        num_drafts = self.config.num_speculative_tokens
-        if num_drafts and not self.config.async_scheduling and ids:
+        batch = self.outputs.pop(output.step)
+        self.vllm.update_from_output(batch, result)
+        num_drafts = batch.num_spec_tokens_to_schedule if self.config.num_speculative_tokens else 0
+        if self.config.num_speculative_tokens and not self.config.async_scheduling and ids:
             self.vllm.update_draft_token_ids(DraftTokenIds(ids, [[0] * num_drafts for _ in ids]))
         self._copy_state()
         return [self.twins[i][0] for i in alive if i not in self.vllm.requests]
@@ -507,6 +512,8 @@ def write_golden(seeds: Iterable[int], path: Path, kind: str = "all") -> None:
     for seed in seeds:
         data = SCENARIOS[kind](seed, VERSION)
         if kind == "dspark" and data.get("spec_method") != kind:
+            continue
+        if kind == "tiered" and "num_speculative_tokens_per_batch_size" not in data:
             continue
         hashes[seed] = [golden_hash(data, is_async) for is_async in (False, True)]
     path.write_text(json.dumps(hashes, indent=0) + "\n")

@@ -17,7 +17,7 @@ from places import FIXTURES
 from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.cuda_graphs import find_graphs
 from kvplan.engines.flags import EngineArgs
-from kvplan.formulas.graphs import Graphs, Support, capture_sizes, default_sizes, next_size
+from kvplan.formulas.graphs import OWN_DECODES, Graphs, Support, capture_sizes, default_sizes, next_size
 from kvplan.ground.errors import KvplanError
 from kvplan.models.architectures import from_config
 from kvplan.models.spec import ModelSpec
@@ -129,3 +129,39 @@ def test_the_variable_says_whether_pieces_break_themselves() -> None:
     asked = on.model_copy(update={"compilation_config": '{"mode": "NONE"}'})
     assert find_graphs(asked, dense, 9.0).mode == "FULL_AND_PIECEWISE"
     assert find_graphs(asked.model_copy(update={"env": None}), dense, 9.0).mode == "FULL_DECODE_ONLY"
+
+
+TIERED: list[dict[str, Any]] = json.loads((FIXTURES / "draft_tiers_vllm_0.32.json").read_text())
+"""What vLLM answers where drafts hang on the batch, by both model runners (`make_graphs.py --tiers`)."""
+
+
+def tiered(case: dict[str, Any]) -> Graphs:
+    told = {"max_num_seqs": 256, "max_num_batched_tokens": 8192} | case["flags"]
+    told |= {"num_speculative_tokens": case["drafts"], "speculative_method": "ngram_gpu"}
+    told |= {"speculative_config": {"num_speculative_tokens_per_batch_size": case["tiers"]}}
+    rounds = not case["second"]
+    return find_graphs(EngineArgs(**told), model("Qwen3ForCausalLM"), 9.0, rounds_all=rounds)
+
+
+def test_each_number_of_drafts_has_its_graphs() -> None:
+    """Modes, sizes, numbers and padding; over data-parallel ranks vLLM drafts as many in every step."""
+    for case in TIERED:
+        graphs = tiered(case)
+        assert bool(graphs.widths) == case["dynamic"], case
+        if not case["second"]:
+            if case["dynamic"]:
+                assert graphs.mode == case["mode"], case
+                assert list(graphs.sizes) == case["sizes"], case
+            continue
+        assert (graphs.mode, list(graphs.sizes)) == (case["mode"], case["sizes"]), case
+        assert graphs.num_captured == sum(case["captured"].values()), case
+        for tokens, each, padded, kind in case["steps"]:
+            size, how = graphs.decode_graph(tokens, each)
+            assert (size or tokens, how.upper() or "NONE") == (padded, kind), (case, tokens, each)
+
+
+def test_tiers_show_in_every_answer() -> None:
+    """Most have graphs that a fixed number of drafts has not."""
+    apart = [case for case in TIERED if case["dynamic"] and case["second"] and case["mode"] in OWN_DECODES]
+    fixed = [tiered(case | {"tiers": [[1, 1, case["drafts"]]]}).num_captured for case in apart]
+    assert sum(sum(case["captured"].values()) != num for case, num in zip(apart, fixed, strict=True)) > 20

@@ -88,14 +88,63 @@ def test_keys_say_what_they_do() -> None:
     """One that acts is in the plan, others are listed, none is dropped in silence."""
     told = {
         "method": "mtp", "num_speculative_tokens": 1, "revision": "main", "kv_cache_dtype": "fp8",
-        "num_speculative_tokens_per_batch_size": [[1, 8, 1]],
+        "enable_adaptive_verification": True,
     }  # fmt: skip
     read = read_command(["vllm", "serve", "m", "--speculative-config", json.dumps(told)])
     assert read.no_effect == ("--speculative-config.revision",)
     assert [text.split()[0] for text in read.not_planned] == [
-        "--speculative-config.num_speculative_tokens_per_batch_size"
+        "--speculative-config.enable_adaptive_verification"
     ]
     assert speculation(read.args.speculative_config).kv_cache_dtype == "fp8"
+
+
+TIERS = [[1, 4, 3], [5, 16, 2], [32, 64, 0]]
+
+
+def tiered(**flags: Any) -> dict[str, Any]:
+    """Flags of an engine whose drafts hang on the batch."""
+    told = {"num_speculative_tokens_per_batch_size": TIERS}
+    return {"num_speculative_tokens": 3, "speculative_method": "ngram", "speculative_config": told, **flags}
+
+
+def test_drafts_hang_on_the_batch() -> None:
+    """The scheduler drafts by the tiers, graphs are captured for each number; slots stay those of most."""
+    args = tiered(max_num_seqs=64, max_model_len=8192)
+    made = set_up(Deployment(model="Qwen/Qwen3-8B", gpu="h100", engine=args))
+    by_batch = made.config.drafts_by_batch
+    assert [by_batch[n] for n in (1, 4, 5, 16, 17, 31, 32, 64)] == [3, 3, 2, 2, 2, 2, 0, 0]
+    assert made.sources["drafts"] == "0 to 3 by the requests of a step"
+    plan = estimate("Qwen/Qwen3-8B", "h100", **args)
+    assert any("(of 0, 2, 3 drafts)" in row.source for row in plan.budget.rows)
+    assert json.dumps(TIERS) in plan.serve_command
+
+
+def test_drafts_are_as_many_over_data_parallel_ranks() -> None:
+    """vLLM 0.32 `_maybe_disable_dynamic_sd_for_data_parallel`."""
+    made = set_up(Deployment(model="Qwen/Qwen3-8B", gpu="h100", engine=tiered(data_parallel_size=2)))
+    assert made.config.num_speculative_tokens_per_batch_size is None
+    told = {"method": "ngram", "num_speculative_tokens": 3, "num_speculative_tokens_per_batch_size": TIERS}
+    read = read_command(["vllm", "serve", "m", "-dp", "2", "--speculative-config", json.dumps(told)])
+    assert read.notes == (
+        "num_speculative_tokens_per_batch_size does nothing over several data-parallel ranks",
+    )
+
+
+@pytest.mark.parametrize(("method", "runner", "stops"), [
+    ("medusa", "", True), ("suffix", "", True), ("ngram_gpu", "0", True), ("ngram_gpu", "", False),
+    ("ngram", "0", False),
+])  # fmt: skip
+def test_methods_that_draft_as_many_in_every_step(method: str, runner: str, stops: bool) -> None:
+    """Their code in the first model runner asserts it (`v1/spec_decode/medusa.py: propose`)."""
+    flags = tiered(speculative_method=method, env=f"VLLM_USE_V2_MODEL_RUNNER={runner}" if runner else None)
+    beside = {}
+    if method == "medusa":
+        beside["colocate"] = {"draft": from_config(SAID["drafts"]["medusa"] | {"hidden_size": 4096}, "heads")}
+    if not stops:
+        assert estimate("Qwen/Qwen3-8B", "h100", **flags, **beside).serves
+        return
+    with pytest.raises(KvplanError, match=r"stops at the first step of 5 requests"):
+        estimate("Qwen/Qwen3-8B", "h100", **flags, **beside)
 
 
 def row(plan: Plan, name: str) -> int:

@@ -1,6 +1,6 @@
 """Asks vLLM which CUDA graphs it captures and which one a step replays, for many flags and models.
 
-    python tests/models/make_graphs.py
+    python tests/models/make_graphs.py [--tiers]
 
 Writes `tests/fixtures/graphs_vllm_0.32.json.xz`: for each architecture, card, flags and what attention allows, the mode
 and sizes that `VllmConfig` and `resolve_cudagraph_mode_and_sizes` settle on, the numbers of graphs that the second
@@ -203,6 +203,84 @@ def cases() -> Any:
         yield name, "H100", flags, drafts, "UNIFORM_BATCH"
 
 
+TIERS: tuple[tuple[int, list[list[int]]], ...] = (
+    (3, [[1, 8, 3], [9, 64, 1], [65, 256, 0]]),
+    (6, [[1, 4, 6], [5, 16, 4], [32, 100, 2]]),
+    (2, [[1, 400, 5]]),
+    (16, [[1, 1, 16], [2, 400, 2]]),
+    (1, [[1, 16, 1], [17, 17, 0]]),
+)
+"""Drafts, and [from, to, drafts] by the requests of a step."""
+TIER_FLAGS: tuple[dict[str, Any], ...] = (
+    *({}, {"max_num_seqs": 10}, {"max_num_seqs": 100}, {"max_num_seqs": 1024}),
+    *({"performance_mode": "interactivity"}, {"max_cudagraph_capture_size": 42}, {"data_parallel_size": 2}),
+    *({"cudagraph_capture_sizes": [1, 2, 4, 7, 100]}, {"max_num_seqs": 37, "max_num_batched_tokens": 50}),
+    *({"compilation_config": {"cudagraph_mode": mode}} for mode in MODES),
+    {"enable_lora": True, "max_loras": 3},
+)
+
+
+def ask_tiers(
+    config: dict[str, Any], flags: dict[str, Any], drafts: int, tiers: list[list[int]], second: bool
+) -> dict[str, Any]:
+    """Modes, sizes, numbers where drafts hang on the batch; of steps [tokens, of a sequence, padded tokens, kind]."""
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.backend import AttentionCGSupport
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+    from vllm.v1.worker.gpu.lora_utils import get_lora_capture_cases
+
+    told: dict[str, Any] = {"enforce_eager": False} | copy.deepcopy(flags)
+    if told.get("data_parallel_size", 1) > 1:
+        told |= {
+            "data_parallel_size_local": 1,
+            "data_parallel_address": "127.0.0.1",
+            "data_parallel_rpc_port": 1234,
+        }
+    told["speculative_config"] = {
+        "method": "ngram_gpu",
+        "num_speculative_tokens": drafts,
+        "num_speculative_tokens_per_batch_size": copy.deepcopy(tiers),
+    }
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(second))
+    whole = vllm_meta.engine_config(copy.deepcopy(config), 1, **told)
+    compilation, width = whole.compilation_config, 1 + drafts
+    dynamic = whole.speculative_config.uses_dynamic_speculative_decoding()
+    if not second:
+        sizes = compilation.cudagraph_capture_sizes if compilation.cudagraph_mode.name != "NONE" else []
+        return {"mode": compilation.cudagraph_mode.name, "sizes": sizes, "dynamic": dynamic}
+    mode = compilation.resolve_cudagraph_mode_and_sizes(
+        AttentionCGSupport.ALWAYS,
+        "the backend",
+        width,
+        use_v2_model_runner=True,
+        piecewise_capture_available=True,
+    )
+    with set_current_vllm_config(whole):
+        cases = get_lora_capture_cases(whole.lora_config, compilation)
+        manager = CudaGraphManager(whole, None, mode, width, lora_capture_cases=cases)
+    manager._graphs_captured = True
+    captured = {kind.name: len(descs) for kind, descs in manager._capture_descs.items()}
+    most, steps = whole.scheduler_config.max_num_seqs, []
+    for each in sorted({1 + min(k, drafts) for _, _, k in tiers}) if dynamic else [width]:
+        for reqs in (n for n in (1, 2, 5, 8, 9, 17, 64, 65, 100, 250, 512) if n <= most):
+            found = manager.dispatch(reqs, reqs * each, each, 0)
+            steps.append([reqs * each, each, found.num_tokens, found.cg_mode.name])
+    sizes = compilation.cudagraph_capture_sizes if mode.name != "NONE" else []
+    return {"mode": mode.name, "sizes": sizes, "dynamic": dynamic, "captured": captured, "steps": steps}
+
+
+def tier_cases(known: dict[str, Any]) -> list[dict[str, Any]]:
+    """All of a dense model on an H100, by both model runners."""
+    found = []
+    for flags, (drafts, tiers), second in itertools.product(TIER_FLAGS, TIERS, (False, True)):
+        try:
+            answer = ask_tiers(known["Qwen3ForCausalLM"]["config"], flags, drafts, tiers, second)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            answer = {"refused": str(error).strip().splitlines()[-1][:200]}
+        found.append({"flags": flags, "drafts": drafts, "tiers": tiers, "second": second, **answer})
+    return found
+
+
 def main() -> None:
     known = json.loads(lzma.decompress(FIXTURE.read_bytes()))
     card = vllm_meta.platform()
@@ -213,6 +291,11 @@ def main() -> None:
 
     manager.get_pp_group = lambda: vllm_meta._Ranks()
     card.get_global_graph_pool = classmethod(lambda cls: None)
+    if "--tiers" in sys.argv:
+        card.card = vllm_meta.CARDS["H100"]
+        text = ",\n ".join(json.dumps(case, separators=(",", ":")) for case in tier_cases(known))
+        GRAPHS.with_name("draft_tiers_vllm_0.32.json").write_text(f"[{text}]\n")
+        return
     found = []
     for name, gpu, flags, drafts, support in cases():
         card.card = vllm_meta.CARDS[gpu]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from validation import section
 
+from kvplan.engines.drafting import drafting_passes
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
@@ -14,7 +15,7 @@ from kvplan.profiles.step_times import find_drafter, make_step_times
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.simulator import simulate
-from kvplan.timing.step import DraftedStepTime, ModelStepTime, StepShape
+from kvplan.timing.step import DraftedStepTime, ModelStepTime, ScaledStepTime, StepShape, fewest_passes
 
 LLAMA, DEEPSEEK = load_model("meta-llama/Llama-3.1-8B-Instruct"), load_model("deepseek-ai/DeepSeek-V3.1")
 
@@ -52,6 +53,43 @@ def test_a_step_is_its_verification_and_a_pass_for_each_draft(num: int) -> None:
     a, b, limit = both.decode_line(8, 8000)
     assert limit > 8000
     assert a + b * 8000 == both.ticks(StepShape(8, 8, 8000))
+
+
+TIERS = {"num_speculative_tokens_per_batch_size": [[1, 8, 5], [9, 16, 2], [17, 32, 0]]}
+
+
+def test_passes_hang_on_the_batch() -> None:
+    """As many as drafts, one for the drafter's own KV where there are none; the others run as for all drafts."""
+    told = args("eagle", 5, speculative_config=TIERS)
+    by_batch = drafting_passes(told, second_runner=True)
+    assert [by_batch[n] for n in (1, 8, 9, 16, 17, 256)] == [5, 5, 2, 2, 1, 1]
+    drafted = args("draft_model", 5, speculative_config=TIERS)
+    assert drafting_passes(drafted, second_runner=True) == ()
+    assert drafting_passes(drafted, second_runner=False) == by_batch
+    assert drafting_passes(args("mtp", 2, speculative_config=TIERS), second_runner=True, modules=3) == ()
+    assert drafting_passes(args("dflash", 5, speculative_config=TIERS), second_runner=True) == ()
+    found = make_step_times(LLAMA, get_gpu("h100"), told)
+    assert found.draft is not None
+    time = DraftedStepTime(found.time, found.draft, 5, 1, by_batch)
+    for num, prefills, passes in ((8, 0, 5), (8, 1, 2), (16, 0, 2), (40, 0, 1)):
+        shape = StepShape(num * 3 + prefills, num, num * 1000, prefills, prefills, 0.0)
+        each = found.draft.ticks(StepShape(num, num, num * 1000))
+        assert time.ticks(shape) - found.time.ticks(shape) == passes * each
+    fewest = fewest_passes(ScaledStepTime(time, 0.9))
+    assert fewest == ScaledStepTime(DraftedStepTime(found.time, found.draft, 1), 0.9)
+
+
+def test_steps_replay_the_graphs_of_their_drafts() -> None:
+    """Sixteen sequences of three tokens fill a graph of threes; for ten the next graph is of ones, so pieces run."""
+    found = make_step_times(LLAMA, get_gpu("h100"), args("eagle", 5, speculative_config=TIERS)).time
+    graphs = found.costs.tiers
+    assert graphs is not None
+    assert graphs.widths == (1, 3, 6)
+    assert graphs.decode_graph(48, 3) == (48, "full")
+    assert graphs.decode_graph(30, 3) == (32, "piecewise")
+    assert graphs.decode_graph(48, 0) == (48, "piecewise")
+    assert found.work.num_layers * found.costs.host.piecewise_s > 0
+    assert found.seconds(StepShape(30, 10, 0)) > found.seconds(StepShape(48, 16, 0))
 
 
 def test_dspark_drafts_a_block_in_one_pass() -> None:

@@ -28,7 +28,7 @@ from kvplan.schedulers.vllm.admission import HeldBack
 Json = dict[str, Any]
 EXAMPLES = examples(100)
 KINDS = ("reserve", "wait", "both")
-VISITED = [kind for kind in ALL_VISITED if not kind.startswith("drafts")]
+VISITED = [kind for kind in ALL_VISITED if not kind.startswith(("drafts", "tiers"))]
 
 
 def random_admission(rng: Random, kind: str) -> Json:

@@ -165,6 +165,12 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "drafts, align", draft_visits, "_moves", "isinstance(manager, MambaManager) and manager.align", "False"),
     "drafts have no states of their own": (
         "drafts, align", draft_visits, "_taking", "manager.num_speculative_blocks", "0"),
+    "a batch of any size drafts as much": (
+        "tiers", DraftVisits, "plan_leap", "self.scheduler.drafts_by_batch[len(running)]", "self.drafting.num_drafts"),
+    "where drafts lead does not hang on how many": (
+        "tiers, full", DraftVisits, "_path", "courses.get(self.num_drafts)", "next(iter(courses.values()), None)"),
+    "a step begins with as many drafts as it makes": (
+        "tiers", DraftVisits, "_decodes", "request.num_spec_tokens == self.num_drafts", "True"),
 }  # fmt: skip
 """What a wrong rule says -> the kind of workload that notices, and the rule."""
 
@@ -233,7 +239,7 @@ def test_a_padded_head_gets_in_with_fewer_hits(mode: str, monkeypatch: pytest.Mo
     assert not found
     assert leap.num_leapt_steps > 3
     assert leap.finish["c"] < leap.finish["b"]
-    right = "drafts > 0 and request.num_tokens == hit.num_tokens + 1"
+    right = "scheduler.pads_to_decodes and request.num_tokens == hit.num_tokens + 1"
     mutate(monkeypatch, DraftVisits, "_head_needs", right, "False")
     assert difference(row)[0]
 

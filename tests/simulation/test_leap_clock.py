@@ -92,9 +92,8 @@ def test_groups_that_give_blocks_back(kind: str, seed: int, is_async: bool, cach
 def test_by_visits(kind: str, seed: int) -> None:
     """The same where contents are shared in groups that forget, to the last tick."""
     row = random_visits(Random(seed), kind)
-    num_groups, drafts = sum(group.get("repeat", 1) for group in row["kv_cache_groups"]), 0
-    if kind.startswith("drafts"):
-        drafts = row["num_speculative_tokens"]
+    num_groups = sum(group.get("repeat", 1) for group in row.get("kv_cache_groups", [{}]))
+    drafts = row.get("num_speculative_tokens", 0)
     longest = (-(-row["max_model_len"] // row["block_size"]) + drafts) * num_groups
     scenario = VLLMScenario(**row | {"num_gpu_blocks": max(row["num_gpu_blocks"], longest + 1)})
     visits = Clocked(scenario, False, block_ticks=True, visits=True)

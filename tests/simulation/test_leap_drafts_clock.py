@@ -106,6 +106,31 @@ def test_simulations(seed: int) -> None:
     assert totals.num_decodes < given <= totals.decode_tokens
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_simulations_whose_drafts_hang_on_the_batch(seed: int) -> None:
+    """The same by visits, where steps of a few sequences verify more drafts than those of many."""
+    row = reasoning(Random(seed))
+    tiers = [[1, 2, 5], [3, 3, 2], [4, 16, seed % 2]]
+    row["engine"]["speculative_config"] = {"num_speculative_tokens_per_batch_size": tiers}
+    scenario = parse_scenario(row)
+    leaps, steps = simulate(scenario), simulate(scenario, step_by_step=True)
+    assert leaps.modes[""].startswith("leap by visits: num_speculative_tokens_per_batch_size")
+    assert np.array_equal(leaps.records.table, steps.records.table)
+    for name in (
+        "steps",
+        "busy_ticks",
+        "batch_ticks",
+        "num_decodes",
+        "decode_tokens",
+        "peak_used_blocks",
+        *WAITS,
+    ):
+        assert getattr(leaps.totals, name) == getattr(steps.totals, name), name
+    assert leaps.totals.leapt_steps > leaps.totals.steps / 4
+    totals, drafts = leaps.totals, scenario.engine.num_speculative_tokens
+    assert totals.num_decodes < totals.decode_tokens < totals.num_decodes * (1 + drafts)
+
+
 def test_times_are_kept_while_somebody_needs_them() -> None:
     """Old reads make room for new ones; what was needed is still there."""
     times, needed = ReadTimes(), 1

@@ -132,6 +132,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "spec_method": ANY,
     "parallel_drafting": ANY,
     "disable_eagle_block_drop": ANY,
+    "num_speculative_tokens_per_batch_size": (None,),
 }
 """Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
 
@@ -149,6 +150,9 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
         f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
     ),
     "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
+    "num_speculative_tokens_per_batch_size": lambda config: (
+        "num_speculative_tokens_per_batch_size: as many drafts as the batch allows"
+    ),
     "max_num_scheduled_tokens": lambda config: (
         f"max_num_scheduled_tokens {config.max_num_scheduled_tokens} below what the running may ask for"
     ),
@@ -184,6 +188,7 @@ VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "admission": lambda config: config.admission != "reserve_max" or not config.num_speculative_tokens,
     "batch_wait": lambda config: config.batch_wait is None or not config.num_speculative_tokens,
     "engine_version": _rules_to_visit,
+    "num_speculative_tokens_per_batch_size": ANY,
 }
 """What is listed otherwise for leaps by visits."""
 

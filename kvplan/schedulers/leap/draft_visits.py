@@ -57,8 +57,6 @@ class DraftVisits(DecodeVisits):
         super().__init__(scheduler)
         config, managers = self.config, [m for m in self.manager.coordinator.managers if m.grows]
         self.num_drafts = config.num_speculative_tokens
-        self.num_in_flight = self.depth * (1 + self.num_drafts)
-        """Tokens of a request that are scheduled and not read whenever a step is."""
         self.drafting = Drafting(
             self.num_drafts, config.num_lookahead_tokens, config.max_model_len, bool(self.depth),
             scheduler.caches_outputs, config.num_hash_lookahead_tokens, accept or NoneRight(),
@@ -70,12 +68,18 @@ class DraftVisits(DecodeVisits):
             manager.use_eagle for groups in self.returning for manager in groups.managers
         )
         """Whether hits need a block behind the prompt, which decode fills."""
-        self._courses: dict[str, DraftCourse] = {}
+        self._courses: dict[str, dict[int, DraftCourse]] = {}
+        """Request id -> drafts of a step -> where they lead."""
 
     def forget(self, request_id: str) -> None:
         """A request has ended."""
         super().forget(request_id)
         self._courses.pop(request_id, None)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Tokens of a request that are scheduled and not read whenever a step of the stretch is."""
+        return self.depth * (1 + self.num_drafts)
 
     # --- planning ---------------------------------------------------------------------------
 
@@ -83,6 +87,7 @@ class DraftVisits(DecodeVisits):
         """Propose steps in which all that run verify all drafts and nobody comes or goes; the last may end some."""
         self._plan = None
         running = self.scheduler.running
+        self.num_drafts = self.scheduler.drafts_by_batch[len(running)]
         if not self._all_decode(in_flight) or not all(
             self._decodes(request, prefill_ends[request.request_id]) for request in running
         ):
@@ -129,17 +134,18 @@ class DraftVisits(DecodeVisits):
 
     def _path(self, request: Request) -> Counts:
         """Return the tokens of a request after each read, those it has now first, up to its end."""
-        course, tokens = self._courses.get(request.request_id), request.num_tokens
+        courses, tokens = self._courses.setdefault(request.request_id, {}), request.num_tokens
+        course = courses.get(self.num_drafts)
         if course is None:
             stop = request.max_tokens if request.stop_at is None else min(request.max_tokens, request.stop_at)
             end = min(request.num_prompt_tokens + stop, self.config.max_model_len)
-            course = self._courses[request.request_id] = DraftCourse(request, max(end, tokens))
+            course = courses[self.num_drafts] = DraftCourse(request, max(end, tokens))
         before = course.path_before
         if before is not None:
             place = int(before.searchsorted(tokens))
             if place < len(before) and before[place] == tokens:
                 return before[place:]
-        return path_from(course, tokens, self.drafting)
+        return path_from(course, tokens, self.drafting._replace(num_drafts=self.num_drafts))
 
     def _changes_of(self, running: Sequence[Request], processed: Counts, computed: Counts) -> Changes:
         """Return what changes in steps before which so many tokens are processed, and after which so many computed.
@@ -171,7 +177,8 @@ class DraftVisits(DecodeVisits):
             return False
         computed = np.array([[request.num_computed_tokens] for request in decoding])
         in_flight = np.array([[request.num_in_flight_tokens] for request in decoding])
-        changes = self._changes_of(decoding, computed - in_flight, computed + 1 + self.num_drafts)
+        drafts = np.array([[request.num_spec_tokens] for request in decoding])
+        changes = self._changes_of(decoding, computed - in_flight, computed + 1 + drafts)
         return bool((changes.free < 0).any())
 
     def _left_over(self, groups: AlikeGroups, ids: Sequence[str], gone: Sequence[int]) -> Entries:

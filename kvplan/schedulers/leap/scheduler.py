@@ -61,6 +61,8 @@ class LeapScheduler(LeapQueues):
         """The live ones, by request id."""
         self._max_num_seqs = config.max_num_active_reqs
         self._token_budget = config.token_budget
+        self.decode_tokens = 1
+        """Of a decode, drafts included."""
         self._num_arrivals = 0
         self._finished_unread = False
         self._in_flight: deque[InFlight] = deque()
@@ -288,7 +290,8 @@ class LeapScheduler(LeapQueues):
             if self._held_back is not None and step.admitted:
                 self._held_back.in_vain = False
         self._in_flight.append(self._read_later(step.first_tokens))
-        return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted))
+        tokens = step.num_decodes * self.decode_tokens
+        return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted, tokens))
 
     def _schedule_running(self, step: OpenStep) -> None:
         schedule_running(self, step)

@@ -142,6 +142,8 @@ class DecodeVisits:
         self.config = config
         self.depth = int(config.async_scheduling)
         """Steps in flight."""
+        self.num_drafts = 0
+        """Drafts that each request verifies in a step of the stretch."""
         self.manager = scheduler.kv_cache_manager
         self.pool = self.manager.block_pool
         managers = [m for m in self.manager.coordinator.managers if m.grows]
@@ -245,7 +247,7 @@ class DecodeVisits:
     def _left_for_head(self) -> StepBudget:
         """Return what decodes leave of a step."""
         config, num_running = self.config, len(self.scheduler.running)
-        each = 1 + config.num_speculative_tokens
+        each = 1 + self.num_drafts
         return StepBudget(
             config.token_budget - num_running * each,
             config.max_num_batched_tokens - num_running * (each + config.draft_slots),
@@ -256,7 +258,7 @@ class DecodeVisits:
     def _is_steady(self, output: SchedulerOutput) -> bool:
         """Whether the step in flight decodes all that run, with all drafts, and nothing else."""
         running, scheduled = self.scheduler.running, output.num_scheduled_tokens
-        each = 1 + self.config.num_speculative_tokens
+        each = 1 + self.num_drafts
         return (
             self.depth > 0
             and len(scheduled) == len(running)
@@ -313,11 +315,7 @@ class DecodeVisits:
 
     def _head_needs(self) -> HeadNeeds:
         """Return the free blocks below which the queue's head stays out while all decode."""
-        scheduler, running, drafts = (
-            self.scheduler,
-            self.scheduler.running,
-            self.config.num_speculative_tokens,
-        )
+        scheduler, running = self.scheduler, self.scheduler.running
         request = scheduler.waiting.peek_request()
         if request.num_stale_output_tokens or any(r.request_id in self._repeated for r in running):
             return HeadNeeds(0, 0)
@@ -326,9 +324,9 @@ class DecodeVisits:
             return HeadNeeds(NEVER, NEVER)
         self.manager.new_step_starts()
         hit = scheduler.look_up(request)
-        beside = SchedulerOutput(0, {running[0].request_id: 1 + drafts})
+        beside = SchedulerOutput(0, {running[0].request_id: 1 + self.num_drafts})
         chunk = scheduler.first_chunk(request, hit.num_tokens, beside, budget, hit.num_replay_tokens)[0]
-        padded = drafts > 0 and request.num_tokens == hit.num_tokens + 1  # a chunk may be less than drafts
+        padded = scheduler.pads_to_decodes and request.num_tokens == hit.num_tokens + 1  # chunks may be cut
         if not chunk:  # another hit is split elsewhere
             return HeadNeeds(NEVER, 0 if self._states or padded else NEVER)
         if self._is_reserved(request, hit, chunk):

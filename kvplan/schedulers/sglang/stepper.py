@@ -70,13 +70,16 @@ class SGLangEngine:
         self._launched = (batch,)
         victims = [r.request for r in (*scheduler.retracted, *scheduler.preempted) if r.rid in self._reqs]
         if batch is not None and not batch.is_extend:
-            return Step(len(batch.reqs), sum([r.kv_len for r in batch.reqs]), [], [], victims)
+            return Step(
+                len(batch.reqs), sum([r.kv_len for r in batch.reqs]), [], [], victims, len(batch.reqs)
+            )
         rows = batch.rows if batch else []
         chunks = [Chunk(r.req.request, r.num_tokens, r.prefix_len) for r in rows if not r.is_decode]
         new = [r for r in rows if not r.is_decode and r.req.extend_batch_idx == 1]
         admitted = [(r.req.request, r.prefix_len) for r in new]
         context = sum(r.prefix_len + 1 for r in rows if r.is_decode)
-        return Step(len(rows) - len(chunks), context, chunks, admitted, victims)
+        num_decodes = len(rows) - len(chunks)
+        return Step(num_decodes, context, chunks, admitted, victims, num_decodes)
 
     def update_from_output(self) -> Outputs:
         """Read the oldest launched pass: which prefills gave a token, which requests ended."""

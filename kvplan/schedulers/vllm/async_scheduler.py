@@ -17,7 +17,7 @@ class AsyncScheduler(Scheduler):
             if request_id not in output.prefill_chunks:
                 request = self.requests[request_id]
                 request.num_output_placeholders += 1 + output.num_draft_tokens.get(request_id, 0)
-                request.num_spec_tokens = self.num_spec_tokens
+                request.num_spec_tokens = output.num_spec_tokens_to_schedule
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
         """Do nothing: drafts never leave the GPU."""

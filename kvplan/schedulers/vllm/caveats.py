@@ -24,9 +24,11 @@ def version_caveats(config: EngineConfig) -> tuple[str, ...]:
         return (f"{name}: scheduling rules of {write_version(NEWEST)}, the newest known",)
     if version < OLDEST:
         return (f"{name}: scheduling rules of {write_version(OLDEST)}, the oldest known",)
-    if CHECKED.get(version) == EVERYTHING:
-        return ()
     found = []
+    if config.num_speculative_tokens_per_batch_size and version != (0, 32):
+        found.append(f"{name}: num_speculative_tokens_per_batch_size as in 0.32")
+    if CHECKED.get(version) == EVERYTHING:
+        return tuple(found)
     if config.num_speculative_tokens or any(group.kind != "full" for group in config.groups):
         found.append(f"{name}: windows, states and drafts as in 0.32; not checked against its own logs")
     if version < (0, 12) and config.policy == "priority":

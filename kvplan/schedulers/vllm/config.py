@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from kvplan.formulas.draft_tiers import DraftTiers, drafts_by_batch, tiers_fault
 from kvplan.formulas.hit_places import interval_fault, unit_fault
 from kvplan.ground.config import Config
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
@@ -124,7 +125,9 @@ class EngineConfig(Config):
     kv_cache_groups: tuple[KVCacheGroup, ...] = ()
     """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
     num_speculative_tokens: int = Field(0, ge=0)
-    """Drafts per decode step."""
+    """Drafts per decode step, at most."""
+    num_speculative_tokens_per_batch_size: DraftTiers | None = None
+    """[from, to, drafts]: how many are made in a step that holds so many requests; None = always as many."""
     spec_method: Literal[
         "eagle", "eagle3", "mtp", "dflash", "dspark", "draft_model", "medusa", "ngram", "ngram_gpu", "suffix",
         "extract_hidden_states", "custom_class",
@@ -225,6 +228,12 @@ class EngineConfig(Config):
         return int(method == "draft_model")
 
     @property
+    def drafts_by_batch(self) -> tuple[int, ...]:
+        """Drafts made in a step, by the number of requests that it holds (vLLM `dynamic_sd_lookup`)."""
+        tiers = self.num_speculative_tokens_per_batch_size
+        return drafts_by_batch(tiers, self.max_num_seqs, self.num_speculative_tokens)
+
+    @property
     def max_in_flight_tokens(self) -> int:
         """Tokens that can be scheduled and not yet processed (vLLM: same name)."""
         return self.max_num_batched_tokens * (2 if self.async_scheduling else 1)
@@ -309,6 +318,17 @@ class EngineConfig(Config):
         forgets = any(g.kind in ("sliding_window", "mamba") for g in self.groups)
         if fault := interval_fault(interval, self.group_block_sizes, forgets):
             raise ValueError(f"prefix_cache_retention_interval {interval} {fault}")
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_agree(self) -> EngineConfig:
+        tiers = self.num_speculative_tokens_per_batch_size
+        if tiers is None:
+            return self
+        if not self.num_speculative_tokens:
+            raise ValueError("num_speculative_tokens_per_batch_size needs num_speculative_tokens")
+        if fault := tiers_fault(tiers):
+            raise ValueError(f"num_speculative_tokens_per_batch_size: {fault}")
         return self
 
     @model_validator(mode="after")

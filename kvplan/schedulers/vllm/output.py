@@ -18,6 +18,8 @@ class SchedulerOutput:
     """Request id -> tokens to compute, in batch order."""
     num_draft_tokens: dict[str, int] = field(default_factory=dict)
     """Request id -> how many of them are drafts (vLLM `scheduled_spec_decode_tokens`)."""
+    num_spec_tokens_to_schedule: int = 0
+    """Drafts that are made in this step, for the next one of each request past its prompt (vLLM: same name)."""
     prefill_chunks: set[str] = field(default_factory=set)
     """Requests whose tokens end inside their prompt: they sample nothing."""
     admitted: dict[str, int] = field(default_factory=dict)

@@ -35,6 +35,11 @@ class Scheduler:
         """Ended since the last schedule(), in order; vLLM keeps a set."""
         self.current_step = 0
         self.num_spec_tokens = config.num_speculative_tokens
+        self.drafts_by_batch = config.drafts_by_batch
+        self.pads_to_decodes = (
+            self.num_spec_tokens > 0 and config.num_speculative_tokens_per_batch_size is None
+        )
+        """Whether a request admitted for one token gets as many rows as a decode."""
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
         self._token_budget = config.token_budget
@@ -121,6 +126,7 @@ class Scheduler:
             output.kv_connector_metadata = self.loads.connector.build_connector_meta(output, finished)
         if self.deferred_frees is not None and output.num_scheduled_tokens:
             self.deferred_frees.step_scheduled(self.requests[i] for i in output.num_scheduled_tokens)
+        output.num_spec_tokens_to_schedule = self.drafts_by_batch[len(output.num_scheduled_tokens)]
         self._update_after_schedule(output)
         return output
 
@@ -341,7 +347,8 @@ class Scheduler:
     ) -> tuple[int, int]:
         """Return the tokens of an admission and how many are placeholder drafts; (0, 0) = not in this step.
 
-        A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all.
+        A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all; not where
+        that size changes from step to step.
         """
         num_computed_tokens = request.num_computed_tokens + num_hit_tokens - num_replay_tokens
         num_new_tokens, num_drafts = request.num_tokens - num_computed_tokens, 0
@@ -350,7 +357,7 @@ class Scheduler:
         decodes = bool(output.num_scheduled_tokens) and len(output.num_scheduled_tokens) > len(
             output.admitted
         )
-        if self.num_spec_tokens and num_new_tokens == 1 and not budget.prefill_scheduled:
+        if self.pads_to_decodes and num_new_tokens == 1 and not budget.prefill_scheduled:
             padded = 1 + self.num_spec_tokens
             if (decodes or num_computed_tokens) and num_computed_tokens + padded + 1 <= self._max_model_len:
                 if padded > budget.available():
@@ -460,12 +467,13 @@ class Scheduler:
         return stopped
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
-        """Take the drafter's k tokens for each request past its prompt (vLLM `update_draft_token_ids`)."""
+        """Take the drafter's tokens for each request past its prompt (vLLM `update_draft_token_ids`)."""
         if self.num_spec_tokens:
+            made = output.num_spec_tokens_to_schedule
             for request_id in output.num_scheduled_tokens:
                 request = self.requests.get(request_id)
                 if request is not None:
-                    request.num_spec_tokens = 0 if request.is_prefill_chunk else self.num_spec_tokens
+                    request.num_spec_tokens = 0 if request.is_prefill_chunk else made
 
     def finish_requests(
         self, request_ids: Iterable[str], status: RequestStatus = RequestStatus.FINISHED_ABORTED
