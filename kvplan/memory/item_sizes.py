@@ -24,8 +24,10 @@ from kvplan.models.towers.parts import heard_facts
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
 STEEPEST = 200
 """Aspect ratio beyond which Qwen's processors refuse a picture."""
-PUBLISHED = {"qwen3_vl": {"image": (65536, 16777216), "video": (4096, 25165824)}}
-"""Pixels at least and at most of Qwen 3 VL's published preprocessor configs; of Qwen 2's and 2.5's, see `QWEN2`."""
+_PAIRED = {"image": (65536, 16777216), "video": (4096, 25165824)}
+PUBLISHED = {"qwen3_vl": _PAIRED, "cosmos3_edge": _PAIRED}
+"""Pixels at least and at most of Qwen 3 VL's published preprocessor configs, and of Cosmos 3 Edge's processors in
+transformers; of Qwen 2's and 2.5's, see `QWEN2`."""
 QWEN2 = (3136, 12845056)
 PAIRS_OF_A_VIDEO = 7
 """14 frames (`_MAX_FRAMES_PER_VIDEO` of vLLM's `qwen2_vl.py`)."""
@@ -61,8 +63,16 @@ def _like_qwen(vision: VisionSpec, facts: Mapping[str, int]) -> bool:
     return "unit" in facts or vision.family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+def tells_pixels(args: ResolvedArgs) -> bool:
+    """Whether flags bound the pixels of a picture."""
+    told = options(args.mm_processor_kwargs, "image")
+    return bool(told.get("max_pixels") or (told.get("size") or {}).get("longest_edge"))
+
+
 def told_facts(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int] | None:
     """The facts of the largest item under those flags; None for towers of which that is not planned."""
+    if "frames_apart" in facts:
+        return _frames_apart(facts, args)
     if _like_qwen(vision, facts):
         return _squares(vision.family, facts, args)
     if "video_pixels" in facts:
@@ -178,19 +188,34 @@ def _squares(family: str, facts: Mapping[str, int], args: ResolvedArgs) -> dict[
     unit = facts.get("unit") or facts["patch"] * math.isqrt(joined)
     limits = PUBLISHED.get(family, {"image": QWEN2, "video": QWEN2})
     image, video = (_bounds(args.mm_processor_kwargs, kind, *limits[kind]) for kind in ("image", "video"))
-    shape = _most(image[1], unit)
-    found = {**facts, **_item(shape, image, unit, joined, mm_sizes(args.limit_mm_per_prompt, "image"), 1)}
+    shape, run = _most(image[1], unit), facts.get("run_unit", unit)
+    sides = mm_sizes(args.limit_mm_per_prompt, "image")
+    found = {**facts, **_item(shape, image, unit, joined, sides, 1, run=run)}
     if "frames" not in facts:
         return found
     told = mm_sizes(args.limit_mm_per_prompt, "video")
     if family == "qwen3_vl":
         pair = _item(_most(video[1] // 2, unit), video, unit, joined, told, 2)
         return found | {"frames": 1, "frame_patches": pair["patches"], "frame_tokens": pair["tokens"]}
-    pair = _item(shape, video, unit, joined, told, 1)
+    pair = _item(shape, video, unit, joined, told, 1, run=run)
     pairs = min(max(args.max_model_len // pair["tokens"], 1), PAIRS_OF_A_VIDEO)
-    run = min(pairs, -(-told.get("num_frames", 1 << 20) // 2))
-    more = {"frames_run": run, "frame_patches": pair["patches"], "frame_tokens": pair["tokens"]}
+    shown = min(pairs, -(-told.get("num_frames", 1 << 20) // 2))
+    more = {"frames_run": shown, "frame_patches": pair["patches"], "frame_tokens": pair["tokens"]}
     return found | {"frames": PAIRS_OF_A_VIDEO} | more
+
+
+def _frames_apart(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    """Cosmos 3 Edge's: two frames that share the pixels of a video, each on its own.
+
+    Source: vLLM 0.32 `models/qwen3_vl.py: get_max_video_tokens, get_dummy_mm_data`, `processors/cosmos3_edge.py`.
+    """
+    unit, joined, limits = facts["unit"], facts["merge"], PUBLISHED["cosmos3_edge"]
+    image, video = (_bounds(args.mm_processor_kwargs, kind, *limits[kind]) for kind in ("image", "video"))
+    sides = [mm_sizes(args.limit_mm_per_prompt, kind) for kind in ("image", "video")]
+    whole = _most(video[1], unit)
+    frame = _item(_grid(whole[0] * unit, whole[1] * unit, unit, video, 2), video, unit, joined, sides[1], 2)
+    more = {"frames": 1, "frame_patches": 2 * frame["patches"], "frame_tokens": 2 * frame["tokens"]}
+    return {**facts, **_item(_most(image[1], unit), image, unit, joined, sides[0], 1), **more}
 
 
 def _item(
@@ -200,12 +225,20 @@ def _item(
     joined: int,
     told: Mapping[str, int],
     frames: int,
+    *,
+    run: int = 0,
 ) -> dict[str, int]:
-    """Tokens of the largest picture, and patches of the one that is made at the sizes told."""
+    """Tokens of the largest picture, and patches of the one that is made at the sizes told.
+
+    `run`: pixels of the squares whose whole number a side becomes when it is run, where they are not a token's.
+    """
     height, width = shape[0] * unit, shape[1] * unit
     made = min(height, told.get("height", height)), min(width, told.get("width", width))
-    whole, run = (_resized(*sides, unit, bounds, frames) for sides in ((height, width), made))
-    return {"patches": run * joined, "tokens": whole}
+    whole, squares = (
+        _resized(height, width, unit, bounds, frames),
+        _resized(*made, run or unit, bounds, frames),
+    )
+    return {"patches": squares * joined * ((run or unit) // unit) ** 2, "tokens": whole}
 
 
 def _bounds(text: str | None, kind: str, least: int, most: int) -> tuple[int, int]:
@@ -232,6 +265,12 @@ def _most(pixels: int, unit: int) -> tuple[int, int]:
 
 def _resized(height: int, width: int, unit: int, bounds: tuple[int, int], frames: int) -> int:
     """Tokens of a picture once its processor has made its sides whole and its area fit."""
+    rows, columns = _grid(height, width, unit, bounds, frames)
+    return rows * columns
+
+
+def _grid(height: int, width: int, unit: int, bounds: tuple[int, int], frames: int) -> tuple[int, int]:
+    """Rows and columns of those tokens."""
     if max(height, width) > STEEPEST * min(height, width):
         raise KvplanError(
             f"an item of {width} x {height} pixels: Qwen's processors refuse sides beyond 1:200"
@@ -245,4 +284,4 @@ def _resized(height: int, width: int, unit: int, bounds: tuple[int, int], frames
     elif frames * rows * columns * unit**2 < least:
         grow = math.sqrt(least / (frames * height * width))
         rows, columns = math.ceil(height * grow / unit), math.ceil(width * grow / unit)
-    return rows * columns
+    return rows, columns

@@ -27,6 +27,7 @@ from kvplan.memory.item_sizes import (
     media_frames,
     plans_sizes,
     states_sizes,
+    tells_pixels,
     told_facts,
     told_sound,
 )
@@ -165,7 +166,8 @@ def _heard_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
 
 def _seen_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     """The largest image or video; of towers that only hear, the longest sound."""
-    image, facts = largest_image(vision), _facts(vision)
+    facts = _facts(vision)
+    image = largest_image(vision) or _told_image(facts, args)
     facts |= media_frames(facts, args)
     if "video_pixels" in facts and image is not None:
         facts = glm_facts(facts, args)
@@ -223,7 +225,14 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
 
 def sizes_left_out(vision: VisionSpec, args: ResolvedArgs) -> bool:
     """Whether flags state sizes of items that are not planned for this tower."""
-    return states_sizes(args) and not plans_sizes(vision, _facts(vision))
+    facts = _facts(vision)
+    untold = "unit" in facts and largest_image(vision) is None and _told_image(facts, args) is None
+    return states_sizes(args) and (untold or not plans_sizes(vision, facts))
+
+
+def _told_image(facts: dict[str, int], args: ResolvedArgs) -> Largest | None:
+    """The image of a tower whose limit of pixels flags alone tell: its patches and tokens follow from them."""
+    return Largest(0, 1, facts["pixels"]) if "unit" in facts and tells_pixels(args) else None
 
 
 def idle_words(vision: VisionSpec, args: ResolvedArgs) -> str:

@@ -129,6 +129,17 @@ def test_items_are_counted_and_run_as_vllm_does(name: str, case: dict[str, Any])
         ),
         ("Qwen2_5_VLForConditionalGeneration", {"mm_processor_kwargs": {"max_pixels": 9, "fps": 2}}, "fps"),
         ("GlmOcrForConditionalGeneration", {"limit_mm_per_prompt": {"video": {"num_frames": 2}}}, ""),
+        ("DeepseekV4ForConditionalGeneration", {"mm_processor_kwargs": {"max_pixels": 9}}, "max_pixels"),
+        ("InklingForConditionalGeneration", {"mm_processor_kwargs": {"patch_size": 9}}, "patch_size"),
+        ("Qwen2_5OmniModel", {"limit_mm_per_prompt": {"audio": {"length": 9}}}, ""),
+        ("MiniCPMO", {"limit_mm_per_prompt": {"audio": {"length": 9}}}, "audio.length"),
+        ("Dots3NoteForCausalLM", {"limit_mm_per_prompt": {"audio": {"length": 9}}}, "audio.length"),
+        ("NemotronH_Nano_VL_V2", {"limit_mm_per_prompt": {"audio": {"length": 9}}}, "audio.length"),
+        (
+            "Cosmos3EdgeForConditionalGeneration",
+            {"limit_mm_per_prompt": {"video": {"num_frames": 1, "width": 9}}},
+            "video.num_frames",
+        ),
     ],
 )
 def test_what_does_not_act_is_said(name: str, flags: dict[str, Any], idle: str) -> None:
@@ -156,9 +167,20 @@ def test_towers_without_a_row_say_that_sizes_are_not_planned() -> None:
     assert ", stated sizes not planned;" in plan.budget.activation.why
 
 
+def test_openpangus_largest_picture_is_known_once_flags_bound_it() -> None:
+    """Its limit of pixels stands in a file of the checkpoint."""
+    model = model_of("OpenPanguVLForConditionalGeneration")
+    flags = {"max_model_len": 4096, "max_num_seqs": 2}
+    wide = estimate(model, "h100", **flags, limit_mm_per_prompt={"image": {"width": 9}})
+    assert "vision tower, stated sizes not planned;" in wide.budget.activation.why
+    told = estimate(model, "h100", **flags, mm_processor_kwargs={"max_pixels": 501760})
+    assert "vision tower on 2 videos of 3,840 tokens;" in told.budget.activation.why
+
+
 @pytest.mark.parametrize(
     ("name", "told", "message"),
     [
+        ("Dots3NoteForCausalLM", {"image_detail": "low"}, "say min_pixels, max_pixels"),
         ("Gemma4, with its towers", {"max_soft_tokens": 99}, "70, 140, 280, 560, 1120"),
         ("Gemma3ForConditionalGeneration", {"do_pan_and_scan": "yes"}, "must be true or false"),
         ("Phi3VForCausalLM", {"num_crops": 0}, "whole number of 1 at least"),

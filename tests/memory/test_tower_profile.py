@@ -11,7 +11,7 @@ from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
 from kvplan.memory.glm_items import HUGE, LEAST, _fitted, _most_frames
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.tower_profile import LARGEST, largest_image, largest_item, num_items, tower_bytes
+from kvplan.memory.tower_profile import LARGEST, largest_item, num_items, tower_bytes
 from kvplan.models.config import Keys
 from kvplan.models.load import load_model
 from kvplan.models.spec import VisionSpec
@@ -125,8 +125,9 @@ def test_llava_s_video_fills_the_context() -> None:
     ("name", "patches", "tokens"),
     [
         ("moonshotai/Kimi-VL-A3B-Instruct", 74 * 74, 37 * 37),  # 1,024 x 1,024 in whole tokens of 28
-        ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 18 * 19 * 9, 384),
-        ("deepseek-ai/DeepSeek-V4.1-Flash", 30 * 31 * 9, 1024),
+        # the grids with the most patches that 384 - 3 and 1,024 tokens hold, as vLLM's dummy pictures make them
+        ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 3312, 384 + 3),
+        ("deepseek-ai/DeepSeek-V4.1-Flash", 9189, 1024),
         ("moonshotai/Kimi-K2.5", 130 * 130, 65 * 65),  # 3,000 x 3,000 within 16,384 patches
         ("moonshotai/Kimi-K3", 4 * 16817, 16817),  # as vLLM's own test has it, within 65,536
         ("zai-org/GLM-OCR", 78 * 78 * 4, 78 * 78),
@@ -137,7 +138,10 @@ def test_the_largest_image_of_towers_of_their_own(name: str, patches: int, token
     """What vLLM 0.32's classes and the processors' own defaults say."""
     vision = load_model(name).vision
     assert vision is not None
-    assert largest_image(vision)[:2] == (patches, tokens)
+    args = estimate(QWEN, "h100", EngineArgs(max_model_len=8192)).args
+    found = largest_item(vision, args.model_copy(update={"limit_mm_per_prompt": '{"video": 0}'}))
+    assert found is not None
+    assert found[:2] == (patches, tokens)
 
 
 def test_tiles_are_those_of_the_largest_pinpoint() -> None:

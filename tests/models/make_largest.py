@@ -98,12 +98,31 @@ def _transformers(package: str, name: str, image: str, **more: Any) -> Callable[
 
 
 def _cosmos(info: Any) -> Any:
-    made = _with("cosmos3_edge.image_processing_cosmos3_edge", "Cosmos3EdgeImageProcessor")(info)
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+    """vLLM's own processors, with the sizes of transformers' and those of flags, as vLLM folds them."""
+    from vllm.transformers_utils.processors import cosmos3_edge as own
 
-    own = _image_processor("cosmos3_edge.video_processing_cosmos3_edge", "Cosmos3EdgeVideoProcessor")
-    made.video_processor = Qwen3VLVideoProcessor(size=dict(own.size), patch_size=16, temporal_patch_size=1)
-    return made
+    told = dict(TOLD.get("size", {}))
+    for edge, key in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        told |= {edge: TOLD[key]} if key in TOLD else {}
+    limits = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096} | told
+    pair = {"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024} | told
+    images = own.Cosmos3EdgeImageProcessor(size=limits, patch_size=16)
+    images.merge_size = 2
+    videos = own.Cosmos3EdgeVideoProcessor(size=pair, patch_size=16, temporal_patch_size=1)
+    scopes = {
+        "images_kwargs": set(images.valid_kwargs.__annotations__),
+        "videos_kwargs": {*videos.valid_kwargs.__annotations__, "min_pixels", "max_pixels"},
+    }
+
+    def numbers(frames: Any) -> int:
+        count, height, width, _ = frames.shape
+        told = {"image_processor": videos, "mm_kwargs": {}, "num_frames": count}
+        size, _ = info._get_vision_info(image_width=width, image_height=height, **told)
+        return int(count * size.height * size.width * 3)
+
+    return SimpleNamespace(
+        image_processor=images, video_processor=videos, scopes=scopes, video_numbers=numbers
+    )
 
 
 def _keye(info: Any) -> Any:
@@ -446,7 +465,7 @@ def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
         stub = PROCESSORS[name](info)
         type(info).get_hf_processor = lambda self, **told: stub
         known = getattr(getattr(stub, "image_processor", None), "valid_kwargs", None) if TOLD else None
-        scopes = (
+        scopes = getattr(stub, "scopes", None) or (
             {"images_kwargs": set(known.__annotations__)} if known else {}
         )  # else: options that nobody gave
         type(info).get_supported_mm_processor_kwargs = lambda self: scopes

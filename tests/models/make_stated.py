@@ -43,8 +43,8 @@ def image(width: int, height: int, **more: Any) -> dict[str, Any]:
 make_largest.SIZES["MiniCPMV4_6ForConditionalGeneration"] = {"vision_config": {"patch_size": 14}}
 SHAPES = [image(512, 512), image(300, 1200), image(2000, 90)]
 """Pictures that are stated of every tower."""
-SHAPELESS = {"Ovis2_5"}
-"""Whose videos are more tokens than any picture."""
+SHAPELESS = {"Ovis2_5", "OpenPanguVLForConditionalGeneration"}
+"""Whose videos are more tokens than any picture, or of which nothing is known without pixels."""
 CASES: dict[str, list[dict[str, Any]]] = {
     "Gemma3ForConditionalGeneration": [
         kwargs(do_pan_and_scan=True),
@@ -220,6 +220,20 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {**kwargs(target_height=56, target_width=700), "limit_mm_per_prompt": {"video": 0}},
         {**kwargs(min_pixels=401408, max_pixels=501760), **image(30, 90, video=0)},
         image(900, 700, video=0),
+    ],
+    "Cosmos3EdgeForConditionalGeneration": [
+        {},
+        kwargs(max_pixels=501760),
+        kwargs(size={"shortest_edge": 4096, "longest_edge": 1003520}),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 1, "width": 640, "height": 480}}},
+        {**kwargs(max_pixels=501760), "limit_mm_per_prompt": {"video": 0}},
+        image(900, 700, video=0),
+    ],
+    "OpenPanguVLForConditionalGeneration": [
+        kwargs(max_pixels=501760),
+        kwargs(size={"shortest_edge": 3136, "longest_edge": 1806336}),
+        {**kwargs(max_pixels=1806336), **image(500, 300, video=0)},
+        {**kwargs(max_pixels=501760), "limit_mm_per_prompt": {"video": {"num_frames": 3, "width": 300}}},
     ],
     "Phi4ForCausalLMV": [
         {},

@@ -324,7 +324,29 @@ def _native(info: Any) -> Any:
     return SimpleNamespace(numbers=numbers)
 
 
+def _pangu(info: Any) -> Any:
+    """Qwen 2's, whose pictures become whole squares of 56 pixels, as a public port of its processor has it."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    made = _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor")(info)
+    size = {"shortest_edge": 3136, "longest_edge": 12845056, **TOLD.get("size", {})}
+    size |= {"longest_edge": TOLD["max_pixels"]} if "max_pixels" in TOLD else {}
+
+    def area(height: int, width: int) -> int:
+        bounds = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        return math.prod(smart_resize(height, width, factor=56, **bounds))
+
+    def video(frames: Any) -> int:
+        count, height, width, _ = frames.shape
+        return (count + count % 2) * area(height, width) * 3
+
+    made.numbers = lambda image: area(*image.size[::-1]) * 3 * 2  # pairs of one frame
+    made.video_numbers = video
+    return made
+
+
 STUBS = {
+    "OpenPanguVLForConditionalGeneration": _pangu,
     "Phi4ForCausalLMV": _native,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
     **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),

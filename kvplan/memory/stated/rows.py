@@ -222,6 +222,8 @@ STATED: dict[str, TowerRow] = {
         ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
         QWENS._replace(sound=sounds.qwen2_5_omni),
     ),
+    "OpenPanguVLForConditionalGeneration": QWENS,
+    "Cosmos3EdgeForConditionalGeneration": QWENS._replace(video=None),
     "Qwen3OmniMoeForConditionalGeneration": QWENS._replace(sound=sounds.qwen3_omni),
     **dict.fromkeys(
         (

@@ -391,7 +391,9 @@ def cosmos3_edge_video(s: TowerFacts) -> Mapping[str, int]:
     width = 24 * 2**20 // unit**2 // height
     tokens = 2 * isqrt(height**2 // 2) * isqrt(width**2 // 2)
     still = (4096 // unit) ** 2
-    return {**_item(s.tower, joined * still, still), **_video(joined * tokens, tokens, most=1)}
+    more = {"frames_apart": 1, "unit": unit, "merge": joined}
+    video = _video(joined * tokens, tokens, most=1)
+    return {**_item(s.tower, joined * still, still), **video, **more}
 
 
 def intern_video(s: TowerFacts) -> Mapping[str, int]:
@@ -426,6 +428,18 @@ def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     more = {"media_frames": frames, "at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
     more["video_fills"] = 1
     return {**facts, **_video(frame, frame // 4), **more}
+
+
+def pangu_pair(s: TowerFacts) -> Mapping[str, int]:
+    """openPangu's, as flags tell: its limit of pixels stands in a file of the checkpoint.
+
+    Sides are run in whole squares of 56 pixels (`factor_size` of its `OpenPanguVLImageProcessorFast`, as a public port
+    to transformers has it) and counted in those of a token, as Qwen 2's (vLLM 0.32 `models/openpangu_vl.py`).
+    """
+    facts = dict(qwen_image(s.tower, gated=s.tower.text("hidden_act") == "silu"))
+    for key in ("patches", "tokens", "frame_patches", "frame_tokens"):
+        del facts[key]
+    return facts | {"run_unit": 56}
 
 
 def mimo_video(s: TowerFacts) -> Mapping[str, int]:

@@ -105,6 +105,7 @@ from kvplan.models.towers.largest import (
     one_image,
     onevision,
     paddle_image,
+    pangu_pair,
     pinpoints,
     qwen_tower,
     split_image,
@@ -368,7 +369,7 @@ DECLARED: dict[str, Tower] = {
     "Molmo2ForConditionalGeneration": Tower("vit_config", molmo2, largest=molmo2_image),
     "MossAudioModel": Tower("audio_config", moss_audio, largest=moss_audio_sound),
     # its limit of pixels stands in a file of the checkpoint; public copies of its processor differ
-    "OpenPanguVLForConditionalGeneration": Tower("vision_config", open_pangu),
+    "OpenPanguVLForConditionalGeneration": Tower("vision_config", open_pangu, largest=pangu_pair),
     "Ovis": Tower("visual_tokenizer_config", ovis, heads=False, largest=ovis_image),
     **dict.fromkeys(
         ("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), Tower("vit_config", ovis2_5, largest=ovis2_5_image)
