@@ -33,32 +33,25 @@ MARKED = {
     "MolmoForCausalLM": 576,
     "NVLM_D": 1024,
     "Phi3VForCausalLM": 576,
+    "QianfanOCRForConditionalGeneration": 1024,
+    "SkyworkR1VChatModel": 1024,
 }
 """Patches to which a class token is added, which has no pixels."""
 
 UNASKED = {
     "DiffusionGemmaForBlockDiffusion": "Gemma 4's class",
-    "Qwen2_5OmniForConditionalGeneration": "Qwen2_5OmniModel's class",
     "InternS1ForConditionalGeneration": "InternVLForConditionalGeneration's class",
     "InternVLChatModel": "asked by make_told.py",
-    "QianfanOCRForConditionalGeneration": "asked by make_told.py",
-    "SkyworkR1VChatModel": "asked by make_told.py",
     "MoonshotKimiaForCausalLM": "its class passes no lengths on",
     "CohereAsrForConditionalGeneration": "the same",
     "VoxtralRealtimeGeneration": "its layers run with the language model's",
-    "NemotronH_Omni_Reasoning_V3": "NemotronH_Nano_VL_V2's class",
-    "NemotronH_Super_Omni_Reasoning_V3": "the same",
     "Llama_Nemotron_Nano_VL": "InternVL's way, under the names of its checkpoint's processor, which is not there",
     "MiniCPMV": "MiniCPMV4_6ForConditionalGeneration's way; its processor is its checkpoint's",
     "MiniCPMO": "the same",
     "MiniCPMV4_7ForConditionalGeneration": "MiniCPMV4_6ForConditionalGeneration's class",
-    "Ovis2_6ForCausalLM": "Ovis2_5's class",
-    "Ovis2_6_MoeForCausalLM": "Ovis2_5's class",
     "LlavaNextVideoForConditionalGeneration": "frames of the config's size, as many as are stated",
     "HfMoondream": "its class passes no sizes on",
     "Moondream3ForCausalLM": "the same",
-    "NemotronParseForConditionalGeneration": "the same",
-    "OpenVLAForActionPrediction": "its processor makes squares of one size",
     "KimiK25ForConditionalGeneration": "its class passes no sizes on, and its processor no keys",
 }
 """Rows of which vLLM was not asked, and why."""

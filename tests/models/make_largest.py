@@ -340,7 +340,7 @@ def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> 
         return int(info.get_hf_processor()(images=[image], **TOLD)["patches"].numel())
     if name.startswith("Inkling"):
         return int(info.get_hf_processor().process_images([image])["vision_patches_bthwc"].numel())
-    if name.startswith("Nemotron"):
+    if name.startswith("NemotronH"):
         processor = info.get_hf_processor()
         if processor.dynamic_tiler:
             return sum(p.numel() for p in processor.dynamic_tiler._images_to_pixel_values_lst(1, [image])[0])

@@ -43,7 +43,7 @@ def image(width: int, height: int, **more: Any) -> dict[str, Any]:
 make_largest.SIZES["MiniCPMV4_6ForConditionalGeneration"] = {"vision_config": {"patch_size": 14}}
 SHAPES = [image(512, 512), image(300, 1200), image(2000, 90)]
 """Pictures that are stated of every tower."""
-SHAPELESS = {"Ovis2_5", "OpenPanguVLForConditionalGeneration"}
+SHAPELESS = {"Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM", "OpenPanguVLForConditionalGeneration"}
 """Whose videos are more tokens than any picture, or of which nothing is known without pixels."""
 CASES: dict[str, list[dict[str, Any]]] = {
     "Gemma3ForConditionalGeneration": [
@@ -252,6 +252,20 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "UnlimitedOCRForCausalLM": [],
 }
 """Architecture -> flags beside those of `SHAPES`."""
+
+
+CASES |= {
+    **dict.fromkeys(("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), CASES["Ovis2_5"]),
+    **dict.fromkeys(
+        ("NemotronH_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3"),
+        CASES["NemotronH_Nano_Omni_Reasoning_V3"],
+    ),
+    "Qwen2_5OmniForConditionalGeneration": CASES["Qwen2_5OmniModel"],
+    **dict.fromkeys(("QianfanOCRForConditionalGeneration", "SkyworkR1VChatModel"), CASES["NVLM_D"]),
+    "NemotronParseForConditionalGeneration": [],
+    "OpenVLAForActionPrediction": [],
+}
+"""Of classes that are others' or like them, the same flags."""
 
 
 def heard(samples: int, **more: Any) -> dict[str, Any]:

@@ -345,7 +345,20 @@ def _pangu(info: Any) -> Any:
     return made
 
 
+def _parsed(info: Any) -> Any:
+    """Pictures padded to the config's sides."""
+    return SimpleNamespace(numbers=lambda image: 3 * math.prod(info.get_hf_config().image_size))
+
+
+def _openvla(info: Any) -> Any:
+    """vLLM's own, whose picture both towers read."""
+    own = info.hf_processor.image_processor
+    return SimpleNamespace(numbers=lambda image: own(images=[image])["pixel_values"].numel())
+
+
 STUBS = {
+    "NemotronParseForConditionalGeneration": _parsed,
+    "OpenVLAForActionPrediction": _openvla,
     "OpenPanguVLForConditionalGeneration": _pangu,
     "Phi4ForCausalLMV": _native,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
@@ -368,6 +381,7 @@ STUBS = {
     ),
     "RForConditionalGeneration": _anyres,
     "Qwen2_5OmniModel": _omni(14),
+    "Qwen2_5OmniForConditionalGeneration": _omni(14),
     "Qwen3OmniMoeForConditionalGeneration": _omni(16),
     "Ovis": _ovis,
     "Step3VLForConditionalGeneration": _step,

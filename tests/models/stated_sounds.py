@@ -81,7 +81,16 @@ def _vibevoice_ears() -> dict[str, Any]:
     return {"feature_extractor": module.VibeVoiceAcousticTokenizerFeatureExtractor()}
 
 
-OMNIS = "Qwen2_5OmniModel", "Qwen3OmniMoeForConditionalGeneration"
+OMNIS = (
+    "Qwen2_5OmniModel",
+    "Qwen3OmniMoeForConditionalGeneration",
+    "Qwen2_5OmniForConditionalGeneration",
+)
+NEMOTRONS = (
+    "NemotronH_Nano_Omni_Reasoning_V3",
+    "NemotronH_Omni_Reasoning_V3",
+    "NemotronH_Super_Omni_Reasoning_V3",
+)
 EARS: dict[str, Any] = {
     "UltravoxModel": lambda: {"feature_extractor": _whisper()},
     "FunAudioChatForConditionalGeneration": lambda: {"feature_extractor": _whisper(chunk_length=300)},
@@ -97,7 +106,7 @@ EARS: dict[str, Any] = {
     ),
     **dict.fromkeys(OMNIS, lambda: {"feature_extractor": _whisper()}),
     **dict.fromkeys(
-        ("NemotronH_Nano_Omni_Reasoning_V3", "InklingForConditionalGeneration", "Dots3NoteForCausalLM"),
+        (*NEMOTRONS, "InklingForConditionalGeneration", "Dots3NoteForCausalLM"),
         lambda: None,
     ),
 }
@@ -269,7 +278,8 @@ def sounds() -> dict[str, Any]:
         "Gemma4UnifiedForConditionalGeneration": _gemma4_unified,
         OMNIS[0]: _qwen2_5_omni,
         OMNIS[1]: _qwen3_omni,
-        "NemotronH_Nano_Omni_Reasoning_V3": _parakeet,
+        OMNIS[2]: _qwen2_5_omni,
+        **dict.fromkeys(NEMOTRONS, _parakeet),
         "InklingForConditionalGeneration": _inkling,
         "Dots3NoteForCausalLM": _dots,
         "WhisperForConditionalGeneration": lambda info, n: (info.get_num_audio_tokens(), 1500),
