@@ -33,6 +33,8 @@ FILES = {
     "Qwen/Qwen3.6-35B-A3B-FP8": (34_453_061_632, 0, 1_500_863_920),
     "Qwen/Qwen3.8-27B-FP8": (24_699_207_680, 0, 3_083_727_792),
     "Qwen/Qwen3.8-2.4T-A95B-FP8": (2_396_591_751_168, 0, 49_737_250_688),
+    "Qwen/Qwen3-8B-FP8": (6_945_767_424, 0, 8_191_159_296 - 6_945_767_424),
+    "MiniMaxAI/MiniMax-M2.5": (227_410_968_576, 0, 1_292_676_352),
     "deepseek-ai/DeepSeek-R1": (680_571_043_840, 0, 3_960_342_160),
     "deepseek-ai/DeepSeek-V3.2": (681_408_069_632, 0, 3_988_851_744),
     "deepseek-ai/DeepSeek-V4-Flash": (6_023_020_544, 2 * 141_733_920_768, 1_453_754_322),
@@ -71,6 +73,34 @@ def test_the_files_hold_as_many_numbers_of_each_format(name: str) -> None:
     found["fp8"] += whole
     found["others"] -= whole - whole // 128**2
     assert (found["fp8"], found["fp4"], found["others"]) == FILES[name]
+
+
+STORED = {
+    "Qwen/Qwen3-30B-A3B-Thinking-2507-FP8": 30_533_947_392,
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8": 30_533_947_392,
+    "Qwen/Qwen3-235B-A22B-Thinking-2507-FP8": 235_107_904_512,
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8": 480_184_064_000,
+    "deepseek-ai/DeepSeek-V3": 684_531_386_000,
+    "deepseek-ai/DeepSeek-V3.1": 684_531_386_000,
+    "deepseek-ai/DeepSeek-R1-0528": 684_531_386_000,
+    "zai-org/GLM-5-FP8": 753_910_024_032,
+    "zai-org/GLM-5.1-FP8": 753_910_024_032,
+    "zai-org/GLM-4.7-FP8": 358_458_391_872,
+}
+"""Numbers in the files of FP8 checkpoints, scales counted: one for each block of 128 by 128, or for each row."""
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_files_hold_a_scale_for_each_quantised_block(name: str) -> None:
+    """The scales in the published total tell how much of the model is quantised."""
+    model = load_model(name)
+    rule, total = quantization_rule(model), keys_of_indexers(model) // 128**2
+    for module in checkpoint(model):
+        total += module.parameters
+        if module.linear and (scheme := rule(module)):
+            rows, cols = -(-module.rows // 128), -(-module.cols // 128)
+            total += module.copies * (rows * cols if scheme.name.endswith("block") else module.rows)
+    assert total == STORED[name]
 
 
 def width(bits: int) -> str:

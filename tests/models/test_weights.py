@@ -421,6 +421,22 @@ def test_a_list_may_name_a_layer_by_its_number() -> None:
     assert mine.layers[11] == without.layers[11]
 
 
+def test_nemotron_3_ultra_in_nvfp4_takes_its_files_bytes() -> None:
+    """352.3 GB, its prediction layer in 16 bits; 331 measured without, of all but the routed experts some in FP8."""
+    mine = heaviest_rank(load_model("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4"), use_mtp=True)
+    assert mine.total == pytest.approx(352.3e9, rel=2e-3)
+    assert mine.total - mine.mtp == pytest.approx(331e9, rel=6e-3)
+
+
+def test_mimo_v2_keeps_its_output_projections_whole() -> None:
+    """MiMo-V2-Flash and MiMo-V2.5 are one language model in one format."""
+    flash, later = (
+        heaviest_rank(load_model(f"XiaomiMiMo/MiMo-V2{v}"), language_model_only=True)
+        for v in ("-Flash", ".5")
+    )
+    assert [layer.attention for layer in flash.layers] == [layer.attention for layer in later.layers]
+
+
 def test_hy3_in_nvfp4_and_fp8_takes_what_was_measured() -> None:
     """39.99 GiB on each of four B200s, experts shared out (vLLM 0.25.1)."""
     mine = heaviest_rank(
