@@ -42,7 +42,7 @@ def load_range(row: Row) -> tuple[float, float]:
         slow, quick = row["highest_low"], row["highest_high"]
     luck = (1.0, 1.0)
     if row["low"] and row["high"]:
-        luck = min(1.0, row["low"] / highest), max(1.0, row["high"] / highest)
+        luck = row["low"] / highest, row["high"] / highest
     found = span([highest, slow, quick], luck)
     assert found is not None
     return found

@@ -319,11 +319,14 @@ class Refine:
             simulations += found.num_simulations
         if len(loads) < 2:
             return {"num_simulations": simulations}
-        half = _width(loads) * fmean(loads)
-        low, high = (
-            (fmean(loads) - half, fmean(loads) + half) if len(loads) >= 3 else (min(loads), max(loads))
-        )
-        return {"low": max(0.0, low), "high": high, "num_draws": len(loads), "num_simulations": simulations}
+        low, high = range_over(loads)
+        return {"low": low, "high": high, "num_draws": len(loads), "num_simulations": simulations}
+
+
+def range_over(loads: list[float]) -> tuple[float, float]:
+    """The mean's 90 % interval, widened to the draws themselves: no copy may count on more than the least of them."""
+    half = _width(loads) * fmean(loads)
+    return max(0.0, min(*loads, fmean(loads) - half)), max(*loads, fmean(loads) + half)
 
 
 def _width(loads: list[float]) -> float:

@@ -80,7 +80,7 @@ class Candidate:
     """Load that one copy sustains: requests or problems a second, users, or requests by the deadline."""
     low: float | None = None
     high: float | None = None
-    """90 % interval of `highest` over draws of the load; None = one draw."""
+    """Range over draws of the load, `highest` among them: 90 % of the mean, and all draws; None = one draw."""
     highest_low: float | None = None
     highest_high: float | None = None
     """90 % range of `highest`: at the slow and the quick end of what its steps may take, and over draws."""

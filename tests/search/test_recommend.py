@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kvplan.cli.main import run
 from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.candidates import make_load_test, share_of, total_load
+from kvplan.search.candidates import make_load_test, range_over, share_of, total_load
 from kvplan.search.day_plan import day_shares, plan_day
 from kvplan.search.execution import Execution
 from kvplan.search.grid import make_axes, make_points, read_base, settings_text
@@ -201,7 +201,18 @@ def test_the_best_have_an_interval(found: Recommendation) -> None:
     assert best.low < best.high
     assert 3 <= best.num_draws <= 4
     assert best.copies * best.low >= 1.0
+    assert all(c.low <= c.highest <= c.high for c in found.candidates if c.low is not None)
     assert all((c.low is None) == (c.num_draws < 2) for c in found.candidates)
+
+
+def test_a_range_has_all_draws_in_it() -> None:
+    """Far draws stand outside the interval of their mean, few near ones inside it: neither the row's nor the least is
+    ever outside of what is said."""
+    assert range_over([137.0, 113.0, 129.0, 115.0, 131.0]) == (113.0, 137.0)
+    low, high = range_over([100.0, 101.0, 102.0])
+    half = 2.920 / sqrt(3)  # Student's t of two degrees of freedom, times a deviation of 1
+    assert (low, high) == pytest.approx((101 - half, 101 + half))
+    assert range_over([6.0, 9.0]) == (6.0, 9.0)
 
 
 def test_a_pareto_front_has_no_dominated_row(found: Recommendation) -> None:
