@@ -37,6 +37,7 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
         )
     _check_environment(model, args)
     _check_sampling(args)
+    _check_renderers(model, args)
     _check_interleaving(model, args)
     tp = args.tensor_parallel_size
     if args.enable_batch_sharded_sampling and tp == 1:
@@ -91,6 +92,15 @@ def _check_sampling(args: ResolvedArgs) -> None:
     if told.algorithm != "dual_key_gumbel" and not told.allow_target_only_watermarking:
         raise KvplanError(
             f'--watermark-config: {told.algorithm} marks no drafts; "allow_target_only_watermarking": true leaves them'
+        )
+
+
+def _check_renderers(model: ModelSpec, args: ResolvedArgs) -> None:
+    """`config/model.py`: what pools makes items ready on those threads, whose cache is one for all."""
+    pools = args.runner == "pooling" and model.vision is not None
+    if pools and args.renderer_num_workers > 1 and args.mm_processor_cache_gb > 0:
+        raise KvplanError(
+            "--renderer-num-workers: what pools and takes items has one alone, or --mm-processor-cache-gb 0"
         )
 
 

@@ -36,6 +36,8 @@ _MOE_CHUNK = 32768
 _GEMM_WORKSPACE = {"hopper": 32 * MiB, "blackwell": 32 * MiB}
 """What torch lets cuBLAS keep by GPU architecture (`CUDABlas.cpp`)."""
 _USUAL_GEMM_WORKSPACE = 8 * MiB
+MOST_KEPT = 2048
+"""Words of a row whose numbers a sampling mask has."""
 _SAMPLER_PROGRAMS = 132
 """Programs of the top-k/top-p kernel, each with a row of its own: as many as the card has multiprocessors, of which
 H100 and H200 have 132 and the others 72 to 188."""
@@ -83,9 +85,10 @@ def estimate_overheads(
     """Overheads of one rank of a pipeline stage of `model` under `args`; only the last one samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
     per_logit = bytes_per_logit(model, args, profile)
-    kept = kept_bytes(model, args, gpu, profile, stage)
+    kept = kept_bytes(model, args, gpu, profile, stage, engine)
     logits = _scaled(rows * model.vocab_size, per_logit)
-    sampler = logits + exact(kept + sampler_inputs(model, args, profile))
+    masks = mask_bytes(model, args)
+    sampler = logits + exact(kept + sampler_inputs(model, args, profile)) + Range(masks, 0, masks)
     samples = f"sampler of {rows:,} x {model.vocab_size:,} logits"
     if args.runner == "pooling":
         sampler, samples = exact(kept + pooler_bytes(model, args)), f"pooler of {tokens:,} tokens"
@@ -162,7 +165,12 @@ def bytes_per_logit(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) 
 
 
 def kept_bytes(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: PipelineStage
+    model: ModelSpec,
+    args: ResolvedArgs,
+    gpu: GpuSpec,
+    profile: MemoryProfile,
+    stage: PipelineStage,
+    engine: EngineVersion,
 ) -> int:
     """What stays allocated from earlier in the profile run, whichever moment peaks."""
     workspace = _GEMM_WORKSPACE.get(gpu.architecture, _USUAL_GEMM_WORKSPACE)
@@ -173,7 +181,7 @@ def kept_bytes(
         shared = batched_workspace(model, args) or own + own * (args.num_micro_batches - 1) // (
             args.num_micro_batches
         )  # each part's own; the first's is for steps that stay whole
-        workspace += max(shared, indexer_workspace(model, args, stage))
+        workspace += max(shared, indexer_workspace(model, args, stage, engine))
     if profile.legacy or not _profiles_tower(model, args, profile, stage):
         return workspace
     from kvplan.memory.tower_profile import embedded_bytes
@@ -182,18 +190,23 @@ def kept_bytes(
     return workspace + embedded_bytes(model.vision, args, model.hidden_size)
 
 
-def indexer_workspace(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> int:
+def indexer_workspace(
+    model: ModelSpec, args: ResolvedArgs, stage: PipelineStage, engine: EngineVersion
+) -> int:
     """Bytes of an indexer's keys of long prompts in the workspace that all layers share, where experts' rows are fewer.
 
     132 bytes (128 of a key in FP8, 4 of its scale; 68 in MXFP4) for 8 x `sparse_mla_prefill_workspace_factor` x
     max_model_len tokens, or for one of `compress_ratio` of them, and 1 MiB of the top-k kernel's. Source: vLLM 0.32
-    `v1/attention/backends/mla/indexer.py: get_max_prefill_buffer_size`, `sparse_attn_indexer.py`.
+    `v1/attention/backends/mla/indexer.py: get_max_prefill_buffer_size`, `sparse_attn_indexer.py`. Older ones had 40
+    times max_model_len whatever its length (issue 55221, pull requests 42856 and 41002), in a workspace since pull
+    request 27532, so in all that keep one.
     """
     mixers = _indexers(model, stage)
     if not mixers:
         return 0
     told, length = attention_config(args.attention_config), args.max_model_len
-    factor = told.sparse_mla_prefill_workspace_factor or (5 if length <= 256 * 1024 else 2)
+    usual = 5 if length <= 256 * 1024 or not engine.is_vllm(*INDEXED) else 2
+    factor = told.sparse_mla_prefill_workspace_factor or usual
     least = min(max(m.compress_ratio, 1) for m in mixers)
     key = 68 if told.indexer_kv_dtype == "mxfp4" else 132
     return length * (576 * 2 // 132) * factor // least * key + MiB
@@ -220,6 +233,17 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
     thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
     wider = 4 * rows * model.vocab_size if args.use_fp64_gumbel else 0  # the noise (`v1/sample/ops`)
     return states + thresholds + wider
+
+
+def mask_bytes(model: ModelSpec, args: ResolvedArgs) -> int:
+    """Bytes of what `--return-sampling-mask` keeps of a step's rows: words that could have been drawn, as bits and, up
+    to 2,048 of them, by their numbers; at most so much, where the logits that it is made of are gone before.
+
+    Source: vLLM 0.32 `v1/worker/gpu/sample/output.py: SamplingMaskTensors.from_logits`.
+    """
+    if not args.return_sampling_mask:
+        return 0
+    return args.max_num_seqs * (-(-model.vocab_size // 8) + 4 * min(model.vocab_size, MOST_KEPT) + 4)
 
 
 def pooler_bytes(model: ModelSpec, args: ResolvedArgs) -> int:

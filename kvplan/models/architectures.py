@@ -37,7 +37,14 @@ from kvplan.models.names import (
     TEXT_SECTIONS,
     UNHELD,
 )
-from kvplan.models.pooling import check_encoder, head_itemsize, num_labels, pooled_class, score_widths
+from kvplan.models.pooling import (
+    check_encoder,
+    head_itemsize,
+    num_labels,
+    pooled_class,
+    score_converts,
+    score_widths,
+)
 from kvplan.models.rope import (
     SHORT_MROPE,
     check_rope,
@@ -281,6 +288,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         ),
         score_head=score_widths(named, pools, text.count("hidden_size"), labels),
         score_itemsize=head_itemsize(outer, dtype(outer, text)),
+        score_converts=score_converts(named, outer, text),
         pools=pools,
         pooled_by=outer.text(SENTENCES),
         num_labels=labels,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from kvplan.ground.files import catalog_dir
 from kvplan.models.architectures import SENTENCES, from_config
 from kvplan.models.config import read_json
 from kvplan.models.not_planned import why_not_planned
-from kvplan.models.pooling import sentence_pooling
+from kvplan.models.pooling import MODULES, pooling_files, sentence_pooling
 from kvplan.models.quantization import GGUF_BITS
 from kvplan.models.spec import ModelSpec
 
@@ -206,23 +207,36 @@ def _with_sidecar(file: Path) -> dict[str, object]:
     config = read_json(file)
     if mode := sentence_pooling(file.parent):
         config = {**config, SENTENCES: mode}
-    sidecar = file.parent / "hf_quant_config.json"
+    sidecar = file.parent / QUANTISATION
     if "quantization_config" in config or not sidecar.is_file():
         return config
     return {**config, "quantization_config": {**read_json(sidecar), "quant_method": "modelopt"}}
 
 
+QUANTISATION = "hf_quant_config.json"
+"""Where ModelOpt says how it quantised."""
+BESIDE_CONFIG: tuple[Callable[[Path], tuple[str, ...]], ...] = (
+    lambda folder: (MODULES, QUANTISATION),
+    pooling_files,
+)
+"""What else of a repo is read, in turns: the second's names stand in a file of the first."""
+
+
 def _download(repo: str) -> tuple[dict[str, object], str, str]:
-    """Fetch a repo's config.json from the Hugging Face hub (the `hub` extra)."""
+    """Fetch a repo's config.json from the Hugging Face hub (the `hub` extra), and what stands beside it."""
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
     except ImportError:
         raise KvplanError("asking the hub needs huggingface_hub: pip install 'kvplan[hub]'") from None
     try:
         path = Path(hf_hub_download(repo, "config.json"))
+        for read in BESIDE_CONFIG:
+            for name in read(path.parent):
+                with suppress(EntryNotFoundError):
+                    hf_hub_download(repo, name)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise KvplanError(
             f"{repo!r}: the hub gave no config.json ({str(error).splitlines()[0][:150]})"
         ) from None
-    return read_json(path), repo, f"hub: {repo}@{path.parent.name[:12]}"
+    return _with_sidecar(path), repo, f"hub: {repo}@{path.parent.name[:12]}"

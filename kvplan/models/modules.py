@@ -417,11 +417,12 @@ def _score_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     widths, hidden, size = model.score_head, model.hidden_size, model.score_itemsize
     if len(widths) == 1:
         cols = even(hidden, cut.tp, "hidden channels") if model.pools == "own" else hidden
-        yield Module("score", "score", widths[0], cols, itemsize=size, linear=False)
+        yield Module("score", "score", widths[0], cols, itemsize=size, linear=model.score_converts)
         return
     inner = even(widths[0], cut.tp, "channels of the reward head")
-    yield Module("score.0", "score", inner, hidden, inner, itemsize=size, linear=False)
-    yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=size, linear=False)
+    linear = model.score_converts
+    yield Module("score.0", "score", inner, hidden, inner, itemsize=size, linear=linear)
+    yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=size, linear=linear)
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:

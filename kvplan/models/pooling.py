@@ -28,6 +28,8 @@ SUFFIXES: dict[str, Pools] = {
 """Ends of architectures' names -> what their class is converted to; longer ends first (`_SUFFIX_TO_DEFAULTS`)."""
 GENERATES = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
 """Ends of the names of generating classes."""
+GENERATING = ("Gemma2Model", "LlamaModel", "MistralModel", "Qwen2Model")
+"""Bodies that vLLM's registry knows by its generating classes: they pool if a flag or modules.json says so."""
 OWN: dict[str, tuple[int | str, ...]] = {
     "Qwen2ForRewardModel": ("hidden", 1),
     "Qwen2ForProcessRewardModel": ("hidden", 2),
@@ -36,6 +38,8 @@ OWN: dict[str, tuple[int | str, ...]] = {
     "JinaEmbeddingsV5Model": (),
 }
 """Classes that pool by themselves -> widths of the layers that score."""
+PLAIN_SCORES = ("InternLM2ForRewardModel", "JinaVLForRanking")
+"""Of these, those whose scoring layers stay in the checkpoint's dtype."""
 BASE_OF_OWN = {"InternLM2ForRewardModel": "InternLM2ForCausalLM"}
 """Whose body they have, where no builder has their name."""
 ENCODERS = (
@@ -85,11 +89,13 @@ def pooled_class(architecture: str, known: Collection[str]) -> PooledClass:
 
     >>> pooled_class("Qwen3ForSequenceClassification", {"Qwen3ForCausalLM"})
     PooledClass(architecture='Qwen3ForCausalLM', pools='classify')
-    >>> pooled_class("MistralModel", {"MistralForCausalLM"}).pools, pooled_class("GPT2LMHeadModel", ()).pools
+    >>> pooled_class("Qwen3Model", {"Qwen3ForCausalLM"}).pools, pooled_class("MistralModel", ()).pools
     ('embed', '')
     """
     if architecture in OWN:
         return PooledClass(BASE_OF_OWN.get(architecture, architecture), "own")
+    if architecture in GENERATING:
+        return PooledClass(f"{architecture.removesuffix('Model')}ForCausalLM", "")
     if architecture in known:
         scores = architecture.endswith("ForSequenceClassification")
         return PooledClass(architecture, "classify" if scores else "")
@@ -123,6 +129,13 @@ def score_widths(architecture: str, pools: Pools, hidden_size: int, labels: int)
     return (labels,) if pools == "classify" else ()
 
 
+def score_converts(architecture: str, outer: Keys, text: Keys) -> bool:
+    """Whether formats of weights hold for what scores: not where it is made of the LM head's rows, or by a class that
+    gives it none (vLLM 0.32 `as_seq_cls_model`, `internlm2.py`, `jina_vl.py`)."""
+    by_words = any(key in k for k in (outer, text) for key in ("classifier_from_token", "method"))
+    return not by_words and architecture not in PLAIN_SCORES
+
+
 def head_itemsize(k: Keys, dtype: str) -> int:
     """Bytes per weight of what scores: float32 unless the config's `head_dtype` says otherwise."""
     said = k.text("head_dtype", default="float32")
@@ -144,23 +157,32 @@ SENTENCE_MODES = {
 }
 
 
-def sentence_pooling(folder: Path) -> str:
-    """How a checkpoint's sentence-transformers modules pool: LAST, MEAN or CLS; empty where there are none.
+MODULES = "modules.json"
 
-    vLLM serves what has such modules for pooling. Source: `transformers_utils/config.py: get_pooling_config`.
-    """
-    file = folder / "modules.json"
+
+def pooling_files(folder: Path) -> tuple[str, ...]:
+    """The config of a checkpoint's pooling module, relative to its folder; none where it has no such module."""
+    file = folder / MODULES
     if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
-        return ""
+        return ()
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         raise KvplanError(f"{file}: cannot be read as JSON") from None
     modules = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
-    pools = next((m for m in modules if str(m.get("type", "")).endswith("Pooling")), None)
-    if pools is None:
+    pools = (m for m in modules if str(m.get("type", "")).endswith("Pooling"))
+    return tuple(f"{Path(str(m.get('path', ''))).name}/config.json" for m in pools)[:1]
+
+
+def sentence_pooling(folder: Path) -> str:
+    """How a checkpoint's sentence-transformers modules pool: LAST, MEAN or CLS; empty where there are none.
+
+    vLLM serves what has such modules for pooling. Source: `transformers_utils/config.py: get_pooling_config`.
+    """
+    files = pooling_files(folder)
+    if not files:
         return ""
-    inner = folder / Path(str(pools.get("path", ""))).name / "config.json"
+    inner = folder / files[0]
     told = read_json(inner) if inner.is_file() else {}
     said = [str(told.get("pooling_mode")), *(key for key, on in told.items() if on is True)]
     return next((SENTENCE_MODES[one] for one in said if one in SENTENCE_MODES), "LAST")

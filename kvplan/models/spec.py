@@ -348,6 +348,8 @@ class ModelSpec:
     """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
     score_itemsize: int = 4
     """Bytes per weight of those."""
+    score_converts: bool = True
+    """Whether formats of weights hold for those too."""
     pools: Literal["", "embed", "classify", "own"] = ""
     """What it is served for instead of generating; own: its class does it by itself; empty: it generates."""
     pooled_by: str = ""

@@ -356,7 +356,7 @@ class _Loader(NamedTuple):
         rows, cols = _padded(m, (self.least_padding and scheme.least_pad) or scheme.pad)
         scales = scheme.matrix_bytes(rows, cols) - cdiv(rows * cols * scheme.bits, 8)
         elements = self.held.elements_bytes(m, scheme, rows, cols)
-        biases = (rows if m.bias else 0) * self.itemsize
+        biases = (rows if m.bias else 0) * itemsize
         scale = "weight_scale_inv" if scheme.name.endswith("block") else "weight_scale"
         each = WeightPiece(m.name, elements, scales, biases, is_expert, False, is_matrix, scale)
         return each.times(m.copies)

@@ -240,7 +240,7 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = ""
     """The profile whose largest activation is `peak`: the largest kind scaled to it, the others capped by it."""
     model, args = plan.question.model, plan.args
     logits = args.max_num_seqs * model.vocab_size
-    kept = kept_bytes(model, args, plan.question.gpu, profile, plan.stage)
+    kept = kept_bytes(model, args, plan.question.gpu, profile, plan.stage, plan.question.engine)
     inputs = kept + sampler_inputs(model, args, profile)
     fits = {
         _of_sampler(plan, profile): max(0.0, peak - inputs) / max(1, logits),

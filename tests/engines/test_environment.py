@@ -10,7 +10,7 @@ from places import FIXTURES
 
 from kvplan.engines.command import Command, read_command
 from kvplan.engines.environment import ACTS, KERNEL_NAMES, NOT_PLANNED, environment_of, sort_out
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.idle_variables import IDLE
 from kvplan.engines.resolve import resolve
 from kvplan.engines.stages import stages_of
@@ -214,7 +214,8 @@ def test_keys_of_an_indexer() -> None:
     model = load_model("deepseek-ai/DeepSeek-V3.2")
     args = EngineArgs(tensor_parallel_size=8, max_num_batched_tokens=1024, max_num_seqs=8)
     resolved = resolve(args, model, get_gpu("h200"))
-    assert indexer_workspace(model, resolved, stages_of(model, args)[0]) == 865_075_200 + (1 << 20)
+    stage, newest = stages_of(model, args)[0], parse_engine("vllm")
+    assert indexer_workspace(model, resolved, stage, newest) == 865_075_200 + (1 << 20)
     few, many = (
         args.model_copy(update={"attention_config": f'{{"sparse_mla_prefill_workspace_factor": {factor}}}'})
         for factor in (40, 50)
@@ -222,6 +223,17 @@ def test_keys_of_an_indexer() -> None:
     grown = estimate(model, "h200", many).budget.activation.size.value
     grown -= estimate(model, "h200", few).budget.activation.size.value
     assert grown == 10 * 8 * 163_840 * 132
+
+
+def test_keys_of_an_indexer_before_0_32() -> None:
+    """40,000,000 entries of 132 bytes and 1 MiB at a million tokens, as `VLLM_DEBUG_WORKSPACE` printed before 0.32
+    (vLLM issue 55221: 5036.40 MB, of GLM-5.3-Flash); 0.32 has 16 million."""
+    model = load_model("deepseek-ai/DeepSeek-V3.2")
+    args = EngineArgs(tensor_parallel_size=8, max_model_len=1_000_000, env="VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
+    resolved, stage = resolve(args, model, get_gpu("h200")), stages_of(model, args)[0]
+    older, newest = (indexer_workspace(model, resolved, stage, parse_engine(f"vllm@0.{n}")) for n in (31, 32))
+    assert round(older / 2**20, 2) == 5036.40
+    assert newest - (1 << 20) == (older - (1 << 20)) * 2 // 5
 
 
 def test_a_larger_workspace_of_flashinfer() -> None:

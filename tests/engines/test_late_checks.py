@@ -189,10 +189,35 @@ def test_marks_and_masks_take_the_second_model_runner() -> None:
         for n in (0, 1)
     )
     assert first.budget.activation.size != second.budget.activation.size
-    for flags in ({"watermark_config": '{"key": 7}'}, {"return_sampling_mask": True}):
-        assert (
-            estimate(MOE, "h100", told.model_copy(update=flags)).budget.activation == second.budget.activation
-        )
+    marked = estimate(MOE, "h100", told.model_copy(update={"watermark_config": '{"key": 7}'}))
+    assert marked.budget.activation == second.budget.activation
+
+
+def test_masks_of_what_could_be_drawn() -> None:
+    """`v1/worker/gpu/sample/output.py`: a bit a word, four bytes for each of 2,048 and a count, of every row."""
+    told = EngineArgs(max_num_seqs=1024, max_num_batched_tokens=2048, env="VLLM_USE_V2_MODEL_RUNNER=1")
+    plain, masked = (
+        estimate(DENSE, "h100", told.model_copy(update={"return_sampling_mask": on})).budget.activation.size
+        for on in (False, True)
+    )
+    words = load_model(DENSE).vocab_size
+    row = -(-words // 8) + 4 * 2048 + 4
+    assert (masked.value - plain.value, masked.high - plain.high, masked.low - plain.low) == (
+        1024 * row,
+        1024 * row,
+        0,
+    )
+
+
+def test_pooling_on_one_renderer() -> None:
+    """`config/model.py`: several do not go with the cache of items that start-up makes unless told otherwise."""
+    told = {"runner": "pooling", "renderer_num_workers": 2}
+    seeing, reading = "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-0.6B"
+    with pytest.raises(KvplanError, match="--mm-processor-cache-gb 0"):
+        estimate(seeing, "h100", **told)
+    assert estimate(seeing, "h100", **told, mm_processor_cache_gb=0).layout
+    assert estimate(reading, "h100", **told).layout
+    assert estimate(seeing, "h100", renderer_num_workers=2).layout
 
 
 def test_tables_of_ranks_that_may_come() -> None:

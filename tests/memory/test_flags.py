@@ -218,6 +218,7 @@ WITHOUT_EFFECT = {
     ),
     "api_server_count": "servers stand before the engine: what clients see, tests/simulation/test_frontend.py",
     "renderer_num_workers": "threads of those: the same",
+    "mm_processor_cache_gb": "host memory; pooling refuses it beside those: tests/engines/test_late_checks.py",
     "prefill_context_parallel_size": "cards, experts cut; not simulated: tests/memory/test_prefill_context.py",
     "enable_hc_sp": "refused but for Qwen4Exp, which is timed as without: tests/memory/test_prefill_context.py",
     "max_num_queued_reqs": "API servers refuse, before the engine: tests/simulation/test_refusals.py",

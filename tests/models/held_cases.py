@@ -25,8 +25,15 @@ EXPERTS: dict[str, Any] = {
     **{"num_experts_per_tok": 2, "moe_intermediate_size": 512, "decoder_sparse_step": 1},
     **{"norm_topk_prob": True, "mlp_only_layers": [], "attention_bias": False},
 }
-MODELS = {"dense": DENSE, "ragged": {**DENSE, "intermediate_size": 1600}, "experts": EXPERTS}
-"""Columns in wholes of 512; not in wholes of 128; experts."""
+REWARDS = {**DENSE, "model_type": "qwen2", "architectures": ["Qwen2ForProcessRewardModel"], "num_labels": 2}
+MODELS = {
+    "dense": DENSE,
+    "ragged": {**DENSE, "intermediate_size": 1600},
+    "experts": EXPERTS,
+    "labels": {**DENSE, "architectures": ["LlamaForSequenceClassification"], "num_labels": 16},
+    "rewards": REWARDS,
+}
+"""Columns in wholes of 512; not in wholes of 128; experts; one layer that scores, and two."""
 
 
 class Case(NamedTuple):

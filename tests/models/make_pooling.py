@@ -55,6 +55,8 @@ def configs() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         "Qwen3 tied, classify": (of("Qwen3ForCausalLM", tie_word_embeddings=True), {"convert": "classify"}),
         "Qwen3 convert none": (of("Qwen3ForCausalLM"), {"runner": "pooling", "convert": "none"}),
         "Qwen3 MEAN": (of("Qwen3ForCausalLM"), {"runner": "pooling", "pooler_config": {"seq_pooling_type": "MEAN"}}),
+        "Mistral model, as it is": (of("MistralForCausalLM", architectures=["MistralModel"]), {}),
+        "Gemma2 model, as it is": (of("Gemma2ForCausalLM", architectures=["Gemma2Model"]), {}),
         "Qwen3 reranker": (of("Qwen3ForCausalLM", architectures=["Qwen3ForSequenceClassification"], **RERANKER), {}),
         "Qwen3 reranker, generate": (
             of("Qwen3ForCausalLM", architectures=["Qwen3ForSequenceClassification"]),

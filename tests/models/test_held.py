@@ -28,13 +28,19 @@ WITH_AITER = ("mi355x", "quark mxfp4, DEQUANT_AT_LOAD=1")
 """Whose kernels the oracle does not have, but vLLM's image does."""
 
 
+OF_WHOLE_BLOCKS = "modelopt fp8, blocks"
+"""ModelOpt's format pads outputs below a block of 128: of labels, which no such checkpoint has."""
+
+
 def answered() -> list[tuple[str, str, str]]:
     return [
         (card, name, kind)
         for card, cases in HELD.items()
         for name, kinds in cases.items()
         for kind, theirs in kinds.items()
-        if isinstance(theirs, int) and (card, name) != WITH_AITER
+        if isinstance(theirs, int)
+        and (card, name) != WITH_AITER
+        and not (name == OF_WHOLE_BLOCKS and kind in ("labels", "rewards"))
     ]
 
 
@@ -53,7 +59,7 @@ def test_bytes_equal_vllms(card: str, name: str, kind: str) -> None:
 def test_enough_is_held() -> None:
     """Each card and kind of model; what turns by a variable turns."""
     found = answered()
-    assert len(found) > 270
+    assert len(found) > 400
     assert {card for card, _, _ in found} == set(HELD)
     assert HELD["mi300x"]["bf16"] == HELD["mi300x"]["bf16, MOE_PADDING=0"]
     for name, without in (

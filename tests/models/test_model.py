@@ -349,20 +349,38 @@ def test_the_hub_gives_a_config_and_its_revision(monkeypatch: pytest.MonkeyPatch
     """With the package, the repo's config.json is fetched and its revision kept; failures are one line."""
     snapshot = tmp_path / "0123456789abcdef"
     snapshot.mkdir()
-    (snapshot / "config.json").write_text(json.dumps(LLAMA))
+    there = {"config.json": json.dumps(LLAMA)}
+
+    class NotThere(RuntimeError):
+        pass
 
     def download(repo: str, file: str) -> str:
         if repo != "someone/new-model":
             raise OSError("404\nsecond line")
+        if file not in there:
+            raise NotThere(file)
+        (snapshot / file).parent.mkdir(exist_ok=True)
+        (snapshot / file).write_text(there[file])
         return str(snapshot / file)
 
     hub, errors = ModuleType("huggingface_hub"), ModuleType("huggingface_hub.errors")
     hub.hf_hub_download = download
     errors.HfHubHTTPError = errors.HFValidationError = RuntimeError
+    errors.EntryNotFoundError = NotThere
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     model = load_model("someone/new-model", hub=True)
     assert (model.name, model.source) == ("someone/new-model", "hub: someone/new-model@0123456789ab")
+    assert (model.pools, model.quantization) == ("", None)
+    pooling = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    there |= {
+        "modules.json": json.dumps([pooling]),
+        "1_Pooling/config.json": json.dumps({"pooling_mode_mean_tokens": True}),
+        "hf_quant_config.json": json.dumps({"quantization": {"quant_algo": "FP8"}}),
+    }
+    pools = load_model("someone/new-model", hub=True)
+    assert (pools.pools, pools.pooled_by) == ("embed", "MEAN")
+    assert pools.quantization is not None
     with pytest.raises(KvplanError, match=r"^'a/b': the hub gave no config.json \(404\)$"):
         load_model("a/b", hub=True)
 
