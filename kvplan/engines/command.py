@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count, as_none
+from kvplan.engines.joint_commands import join
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
-from kvplan.engines.shell_words import image_version, num_starts, start_of, words_of
+from kvplan.engines.shell_words import image_version, start_of, starts_of, words_of
 from kvplan.engines.some_values import about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
@@ -94,11 +96,30 @@ def read_command(text: str | Sequence[str]) -> Command:
     used = set(re.findall(r"\$\{?(\w+)", " ".join(words)))  # the shell's own, not the engine's
     environment = {name: said for name, said in environment.items() if name not in used or name in VARIABLES}
     version = image_version(words) if engine == "vllm" else ""
-    found = _vllm(rest, environment) if engine == "vllm" else _other(engine, rest, environment)
-    notes = [*found.notes]
-    notes += [f"planned as vLLM {version}, the image's version"] if version else []
-    notes += [OTHERS_TOO] if num_starts(words) > 1 else []
-    return replace(found, version=version, notes=tuple(notes))
+    found = _read(engine, rest, environment)
+    if len(starts := [*starts_of(words)]) > 1:
+        found = _beside(found, starts[1:])
+    said = (f"planned as vLLM {version}, the image's version",) if version else ()
+    return replace(found, version=version, notes=(*said, *found.notes))
+
+
+def _read(engine: str, words: list[str], environment: dict[str, str]) -> Command:
+    return _vllm(words, environment) if engine == "vllm" else _other(engine, words, environment)
+
+
+def _beside(first: Command, others: Sequence[tuple[dict[str, str], str, list[str]]]) -> Command:
+    """The command that the first machine of a deployment runs, where others start the rest of it; else the first."""
+    known = [first]
+    for environment, engine, words in others:
+        with suppress(KvplanError):
+            told = _read(engine, words, environment)
+            known += [told] if (told.engine, told.model) == (first.engine, first.model) else []
+    joint = join([told.args for told in known])
+    if joint is None:
+        return replace(first, notes=(*first.notes, OTHERS_TOO))
+    head = known[joint.first]
+    more = () if len(joint.members) == 1 + len(others) else (OTHERS_TOO,)
+    return replace(head, args=joint.args, notes=(*head.notes, *joint.notes, *more))
 
 
 # ---- vLLM

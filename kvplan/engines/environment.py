@@ -33,6 +33,8 @@ class Environment(NamedTuple):
     """VLLM_USE_BREAKABLE_CUDAGRAPH: CUDA graphs whose pieces are cut while they are captured, without compilation."""
     deepep_buffer_size_mb: int = 1024
     """VLLM_DEEPEP_BUFFER_SIZE_MB: MiB of DeepEP's buffer within a machine, and of that between machines."""
+    deepep_high_throughput_force_intra_node: bool = False
+    """VLLM_DEEPEP_HIGH_THROUGHPUT_FORCE_INTRA_NODE: without the latter."""
     dcp_q_replicate: bool | None = None
     """VLLM_DCP_Q_REPLICATE: as --dcp-q-replicate, over which it goes."""
     replicate_embed: bool = False
@@ -122,6 +124,7 @@ ACTS = {
     "VLLM_MLA_DISABLE": _number,
     "VLLM_USE_BREAKABLE_CUDAGRAPH": _number,
     "VLLM_DEEPEP_BUFFER_SIZE_MB": _mib,
+    "VLLM_DEEPEP_HIGH_THROUGHPUT_FORCE_INTRA_NODE": _number,
     "VLLM_REPLICATE_EMBED": _number,
     "VLLM_DCP_Q_REPLICATE": _number,
     "VLLM_BATCH_INVARIANT": _number,
@@ -142,6 +145,7 @@ KERNELS = "kernels: timed as the default's"
 SLOWER = "a check in every step, whose time nobody measured"
 NOT_PLANNED = {
     "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "weights of --quantization humming, which is refused",
+    "VLLM_RAY_DP_PACK_STRATEGY": "which replicas Ray puts on one machine: planned as strict, as many on each",
     "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN": "contexts at which checks of drafts are timed at start-up",
     "VLLM_PLUGINS": "code of one's own",
     "VLLM_MODEL_REDIRECT_PATH": "another model under this one's name",

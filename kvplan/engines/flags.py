@@ -79,6 +79,7 @@ Number = TypeVar("Number", int, float)
 Maybe = Annotated[Number | None, BeforeValidator(as_none)]
 """A number, or none of one's own: the engine decides, or what the field says."""
 Degree = Annotated[int, Field(ge=1, le=4096)]
+Rank = Annotated[int, Field(ge=0, le=4095)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
 Queued = Annotated[int, BeforeValidator(as_count), Field(ge=0, le=1 << 40)]
 Names = tuple[str, ...]
@@ -348,6 +349,24 @@ class EngineArgs(Config):
     """Tokens in a row that one of the context-parallel ranks holds; divides the block size."""
     nnodes: Degree = 1
     """Machines that the ranks lie on, equally many each (-n); groups over several exchange by the network."""
+    node_rank: Annotated[int, Field(ge=0, le=4095)] = 0
+    """Which of them a command is for (-r)."""
+    data_parallel_size_local: Maybe[Annotated[int, Field(ge=0, le=4096)]] = None
+    """Data-parallel replicas on each machine (-dpl), so over how many they lie; None: all on one, or as nnodes says."""
+    data_parallel_backend: Literal["mp", "ray"] = "mp"
+    """Who starts replicas on other machines: mp, a command on each; ray, one command (-dpb)."""
+    data_parallel_start_rank: Maybe[Rank] = None
+    """First replica of the machine that a command is for (-dpr); not headless, it means data_parallel_hybrid_lb."""
+    data_parallel_rank: Maybe[Rank] = None
+    """The one replica that a command is for (-dpn), which means data_parallel_external_lb."""
+    data_parallel_hybrid_lb: bool = False
+    """Each machine's API servers spread requests over its own replicas (-dph); who spreads over machines is outside."""
+    data_parallel_external_lb: bool = False
+    """Each replica has an API server of its own and a command of its own (-dpe); who spreads requests is outside."""
+    data_parallel_multi_port_external_lb: bool = False
+    """So too, by one command a machine, each replica at a port of its own (-dpm)."""
+    headless: bool = False
+    """The command of a machine without API servers; the whole deployment is planned."""
     runner: Runner = "auto"
     """generate, or pooling: embed or score; auto: as the model's class does."""
     convert: Convert = "auto"

@@ -1,8 +1,9 @@
-"""`--nnodes`: machines that one deployment's ranks lie on, in order, and which of their groups reach over several.
+"""Machines that one deployment's ranks lie on, in order, and which of their groups reach over several.
 
-Ranks are numbered replica by replica, within one stage by stage, within one tensor-parallel rank by rank, and each
-machine has an equal run of them. Source: vLLM 0.32 `engine/arg_utils.py: create_engine_config`,
-`config/parallel.py: nnodes_within_dp`, `distributed/parallel_state.py: initialize_model_parallel`.
+Ranks are numbered replica by replica, within one stage by stage, within one tensor-parallel rank by rank. `--nnodes`
+gives each machine an equal run of them; `--data-parallel-size-local` so many whole replicas, the last machine what is
+left. Source: vLLM 0.32 `engine/arg_utils.py: create_engine_config`, `config/parallel.py: nnodes_within_dp`,
+`v1/engine/utils.py: launch_core_engines`, `distributed/parallel_state.py: initialize_model_parallel`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,19 @@ from math import gcd
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.load_balancing import (
+    balancing,
+    check_balancing,
+    has_own_command,
+    local_size,
+    replicas_started,
+)
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.tables import counted
+from kvplan.ground.units import cdiv
+
+USUAL_GPUS = 8
+"""GPUs of a machine where nobody says which replicas share one (assumed)."""
 
 
 class Spread(NamedTuple):
@@ -20,14 +32,19 @@ class Spread(NamedTuple):
 
     num_machines: int
     gpus_each: int
+    gpus_of_last: int
     sums_cross: bool
     """Some tensor-parallel group lies on several machines: no custom all-reduce there, NCCL over the network."""
     sum_ranks_each: int
     """Ranks of such a group on one machine."""
     exchanges_cross: bool
     """Data-parallel replicas that exchange tokens for their experts lie on several."""
+    replicas_each: int
+    """Of those, on one machine; 1 where a replica itself lies on several."""
     stages_cross: int
     """Hand-overs between the pipeline stages of a replica that go over the network, at most."""
+    assumed: bool = False
+    """No flag says which replicas share a machine."""
 
     def __str__(self) -> str:
         """One sentence for the plan."""
@@ -42,7 +59,47 @@ class Spread(NamedTuple):
         ]
         said = f"{' and '.join(crossing)} cross" if crossing else "nothing of a step crosses"
         gpus = counted(self.gpus_each, "GPU")
-        return f"Over {self.num_machines} machines of {gpus}: {said} the network."
+        last = f", {self.gpus_of_last} on the last" if self.gpus_of_last < self.gpus_each else ""
+        assumed = " (assumed)" if self.assumed else ""
+        return f"Over {self.num_machines} machines of {gpus}{last}{assumed}: {said} the network."
+
+
+def replica_size(args: EngineArgs) -> int:
+    """GPUs of one data-parallel replica."""
+    return args.tensor_parallel_size * args.pipeline_parallel_size * args.prefill_context_parallel_size
+
+
+def gpus_each(args: EngineArgs) -> int:
+    """GPUs that a machine needs; the last one may need fewer.
+
+    >>> gpus_each(EngineArgs(data_parallel_size=16, data_parallel_size_local=8))
+    8
+    """
+    replica, dp = replica_size(args), args.data_parallel_size
+    if args.nnodes > 1:
+        return max(1, replica * dp // args.nnodes)
+    return replica * min(dp, _replicas_each(args))
+
+
+def _replicas_each(args: EngineArgs) -> int:
+    """On a machine, where `--nnodes` does not say; all where an empty first machine hides how the others hold them."""
+    if _is_assumed(args):
+        return max(1, USUAL_GPUS // replica_size(args))
+    return args.data_parallel_size_local or args.data_parallel_size
+
+
+def _is_assumed(args: EngineArgs) -> bool:
+    """Replicas with commands of their own lie wherever those are run."""
+    return args.nnodes == 1 and has_own_command(args)
+
+
+def num_machines(args: EngineArgs) -> int:
+    """Machines of the deployment.
+
+    >>> num_machines(EngineArgs(data_parallel_size=3, data_parallel_size_local=2, tensor_parallel_size=4))
+    2
+    """
+    return cdiv(replica_size(args) * args.data_parallel_size, gpus_each(args))
 
 
 def find_spread(args: EngineArgs, *, moe: bool = False) -> Spread:
@@ -52,39 +109,117 @@ def find_spread(args: EngineArgs, *, moe: bool = False) -> Spread:
     1
     >>> find_spread(EngineArgs(tensor_parallel_size=16, nnodes=2)).sums_cross
     True
+    >>> print(find_spread(EngineArgs(data_parallel_size=16, data_parallel_size_local=8), moe=True))
+    Over 2 machines of 8 GPUs: exchanges of experts' ranks cross the network.
     """
     tp = args.tensor_parallel_size
     stage = tp * args.prefill_context_parallel_size
-    replica = stage * args.pipeline_parallel_size
+    replica = replica_size(args)
     world = replica * args.data_parallel_size
-    each = max(1, world // args.nnodes)
-    many = args.nnodes > 1
-    cuts = [first // each != (first + replica - 1) // each for first in range(0, world, replica)]
-    sums = [first // each != (first + tp - 1) // each for first in range(0, world, tp)]
+    each, machines = gpus_each(args), num_machines(args)
+    many = machines > 1
+    sums = (first // each != (first + tp - 1) // each for first in range(0, world, tp))
     hops = [
         sum(
             any((stage_at + i) // each != (stage_at + stage + i) // each for i in range(stage))
             for stage_at in range(first, first + replica - stage, stage)
         )
-        for first in range(0, world, replica)
+        for first in range(0, world if many else 0, replica)
     ]
-    exchanges = many and moe and args.data_parallel_size > 1 and (world > each or any(cuts))
     return Spread(
-        args.nnodes, each, many and any(sums), gcd(tp, each), exchanges, max(hops, default=0) if many else 0
+        num_machines=machines,
+        gpus_each=each,
+        gpus_of_last=world - each * (machines - 1),
+        sums_cross=many and any(sums),
+        sum_ranks_each=gcd(tp, each),
+        exchanges_cross=many and moe and args.data_parallel_size > 1,
+        replicas_each=max(1, each // replica),
+        stages_cross=max(hops, default=0),
+        assumed=many and _is_assumed(args),
     )
 
 
-def check_nodes(args: EngineArgs) -> None:
+def commands_line(args: EngineArgs) -> str:
+    """How the deployment's other machines, or replicas, are started; empty where one command starts all.
+
+    >>> print(commands_line(EngineArgs(data_parallel_size=16, data_parallel_size_local=4)))
+    Each of the others is started by the same command with --headless --data-parallel-start-rank 4, 8, 12.
+    """
+    if args.data_parallel_size_local == 0:
+        return "It holds no replica: they are started --headless, with a --data-parallel-size-local of their own."
+    machines, started = num_machines(args), replicas_started(args)
+    if machines == 1 and not has_own_command(args):
+        return ""
+    if args.data_parallel_backend == "ray":
+        return "Its one command starts all of them; Ray finds the machines."
+    if started.start or args.node_rank:
+        here = (
+            f"replica {started.start}"
+            if len(started) == 1
+            else f"replicas {started.start} to {started.stop - 1}"
+        )
+        return f"Its command is the one that starts {here}{_part(args)}; each of the others has its own."
+    return f"Each of the others is started by the same command with {_added(args, machines)}."
+
+
+def _part(args: EngineArgs) -> str:
+    parts = args.nnodes // args.data_parallel_size
+    return f", part {args.node_rank % parts + 1} of {parts}" if parts > 1 else ""
+
+
+def _added(args: EngineArgs, machines: int) -> str:
+    if _is_assumed(args):
+        return f"--data-parallel-rank {_listed(range(1, args.data_parallel_size))}"
+    headless = "--headless " if balancing(args) == "internal" else ""
+    if args.nnodes > 1:
+        return f"{headless}--node-rank {_listed(range(1, machines))}"
+    each = args.data_parallel_size_local or args.data_parallel_size
+    left = args.data_parallel_size % each
+    last = f" (the last with --data-parallel-size-local {left})" if left else ""
+    return f"{headless}--data-parallel-start-rank {_listed(range(each, args.data_parallel_size, each))}{last}"
+
+
+def _listed(numbers: range) -> str:
+    if len(numbers) < 5:
+        return ", ".join(map(str, numbers))
+    return f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}"
+
+
+def check_nodes(args: EngineArgs, *, moe: bool) -> None:
     """Refuse machines that ranks do not divide over, as vLLM does; raises KvplanError with what would do."""
-    if args.nnodes == 1:
-        return
-    replica = args.tensor_parallel_size * args.pipeline_parallel_size * args.prefill_context_parallel_size
-    dp = args.data_parallel_size
-    if replica * dp % args.nnodes:
-        raise KvplanError(f"--nnodes {args.nnodes} does not divide the {replica * dp:,} ranks evenly")
-    here = max(replica * dp // args.nnodes // replica, 1)
-    if args.nnodes % (dp // here):
+    check_balancing(args, moe=moe)
+    if args.nnodes > 1:
+        _check_equal_runs(args)
+
+
+def _check_equal_runs(args: EngineArgs) -> None:
+    replica, dp, nodes = replica_size(args), args.data_parallel_size, args.nnodes
+    if args.data_parallel_backend == "ray":
+        raise KvplanError(f"--nnodes {nodes} does not go with --data-parallel-backend ray; leave one out")
+    if replica * dp % nodes:
+        raise KvplanError(f"--nnodes {nodes} does not divide the {replica * dp:,} ranks evenly")
+    if args.node_rank >= nodes:
         raise KvplanError(
-            f"--nnodes {args.nnodes} is not divisible by {dp // here}, the machines that data-parallel replicas need"
+            f"--node-rank {args.node_rank} must be between 0 and {nodes - 1}, of --nnodes {nodes}"
+        )
+    if balancing(args) == "external":
+        return  # whose replicas each name their own rank
+    here = local_size(args)
+    if not here:
+        raise KvplanError(f"--data-parallel-size-local 0 does not go with --nnodes {nodes}")
+    groups = max(1, dp // here)  # more than all are refused with the reason
+    if nodes % groups:
+        raise KvplanError(
+            f"--nnodes {nodes} is not divisible by {groups}, the machines that data-parallel replicas need"
             f" (data_parallel_size {dp}, {here} on a machine)"
+        )
+    if here > 1 and nodes > groups:
+        raise KvplanError(
+            f"--data-parallel-size-local {here} with --nnodes {nodes}: each replica would lie on {nodes // groups}"
+            " machines, of which all but the first run a part of one replica alone, and the others would wait for ever"
+        )
+    if here * groups < dp:
+        raise KvplanError(
+            f"--data-parallel-size-local {here} with --nnodes {nodes}: {here * groups} of {dp} data-parallel replicas"
+            " are started"
         )

@@ -159,13 +159,11 @@ def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
     Raises:
         NoStart: no engine is started, also not within a word (`bash -c`, `ssh host`, `tmux new`).
     """
+    if found := next(starts_of(words), None):
+        return found
     environment: dict[str, str] = {}
-    for i, word in enumerate(words):
-        if pair := re.fullmatch(r"([A-Za-z_]\w*)(\+?)=(?!=)(.*)", word, re.DOTALL):
-            before = f"{environment.get(pair[1], '')} " if pair[2] else ""
-            environment[pair[1]] = before + filled(pair[3], environment)
-        elif found := _start_at(words, i):
-            return environment, found, _ended(words[i + 1 :], environment)
+    for word in words:
+        _assign(word, environment)
     if words and words[0].startswith("--"):
         return environment, "vllm", _ended(words, environment)  # arguments alone, as in a Kubernetes list
     for word in words:
@@ -179,9 +177,21 @@ def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
     )
 
 
-def num_starts(words: list[str]) -> int:
-    """Engines that the words start one after another; those within a word are not counted."""
-    return sum(bool(_start_at(words, i)) for i in range(len(words)))
+def starts_of(words: list[str]) -> Iterator[tuple[dict[str, str], str, list[str]]]:
+    """All engines that the words start one after another, as `start_of` says it; those within a word are not found."""
+    environment: dict[str, str] = {}
+    for i, word in enumerate(words):
+        if not _assign(word, environment) and (found := _start_at(words, i)):
+            yield dict(environment), found, _ended(words[i + 1 :], environment)
+
+
+def _assign(word: str, environment: dict[str, str]) -> bool:
+    """Keep the variable that a word sets; False for a word that sets none."""
+    pair = re.fullmatch(r"([A-Za-z_]\w*)(\+?)=(?!=)(.*)", word, re.DOTALL)
+    if pair:
+        before = f"{environment.get(pair[1], '')} " if pair[2] else ""
+        environment[pair[1]] = before + filled(pair[3], environment)
+    return pair is not None
 
 
 def _start_at(words: list[str], i: int) -> str:

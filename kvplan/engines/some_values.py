@@ -75,15 +75,17 @@ def check_together(told: Mapping[str, Any]) -> None:
             raise KvplanError("--return-sampling-mask does not go with --logits-processors")
         if told.get("logprobs-mode") != "processed_logprobs":
             raise KvplanError("--return-sampling-mask requires --logprobs-mode processed_logprobs")
-    for flag in ("data-parallel-external-lb", "data-parallel-hybrid-lb"):
-        if told.get("enable-elastic-ep") is True and told.get(flag) is True:
-            raise KvplanError(f"--enable-elastic-ep does not go with --{flag}")
-    nodes, rank = str(told.get("nnodes", 1)), str(told.get("node-rank", 0))
-    if rank.isdecimal() and nodes.isdecimal() and 1 < int(nodes) <= int(rank):
-        raise KvplanError(f"--node-rank {rank} must be between 0 and {int(nodes) - 1}, of --nnodes {nodes}")
-    for flag in ("data-parallel-backend", "distributed-executor-backend"):
-        if nodes != "1" and told.get(flag) == "ray":
-            raise KvplanError(f"--nnodes {nodes} does not go with --{flag} ray; leave one out")
+    if (nodes := str(told.get("nnodes", 1))) != "1" and told.get("distributed-executor-backend") == "ray":
+        raise KvplanError(
+            f"--nnodes {nodes} does not go with --distributed-executor-backend ray; leave one out"
+        )
+    if told.get("enable-fault-tolerance") is True:
+        if told.get("data-parallel-external-lb") is not True and told.get("data-parallel-rank") is None:
+            raise KvplanError(
+                "--enable-fault-tolerance requires --data-parallel-external-lb or --data-parallel-rank"
+            )
+        if str(told.get("api-server-count", 1)) != "1":
+            raise KvplanError("--enable-fault-tolerance requires --api-server-count 1")
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
     counted = few.isdecimal() and most.isdecimal()
     if told.get("enable-lora") is True and counted and int(few) < int(most):

@@ -108,6 +108,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         _switch_off("async_scheduling", "disable_overlap_schedule"),
         _expert_ranks("ep_size"),
         Word("nnodes", "nnodes"),
+        Word("node_rank", "node_rank"),
         Word(
             "runner",
             "is_embedding",

@@ -304,21 +304,37 @@ def card_file(path: Path) -> GpuSpec:
 
 
 def split_count(text: str) -> tuple[int, str]:
-    """How many cards, and which: `8xH20-141GB`, `2 x h100`, `H100:8`, `RTX 3090 x2`, a cloud's machine; else 1.
+    """How many cards, and which: `8xH20-141GB`, `2 x h100`, `H100:8`, `RTX 3090 x2`, a cloud's machines; else 1.
 
     >>> split_count("2xh100"), split_count("h100"), split_count("8x H20-141GB")
     ((2, 'h100'), (1, 'h100'), (8, 'H20-141GB'))
-    >>> split_count("H100:8"), split_count("RTX 3090 x2"), split_count("p5.48xlarge")
-    ((8, 'H100'), (2, 'RTX 3090'), (8, 'h100-sxm'))
+    >>> split_count("H100:8"), split_count("RTX 3090 x2"), split_count("2xp5.48xlarge")
+    ((8, 'H100'), (2, 'RTX 3090'), (16, 'h100-sxm'))
     """
+    machines, each, name = split_machines(text)
+    return machines * each, name
+
+
+def split_machines(text: str) -> tuple[int, int, str]:
+    """How many machines, cards of each, and which; one machine where none is named.
+
+    >>> split_machines("2xp5en.48xlarge"), split_machines("a3-highgpu-8g"), split_machines("8xh100")
+    ((2, 8, 'h200'), (1, 8, 'h100-sxm'), (1, 8, 'h100'))
+    """
+    count, name = _counted(text)
+    if re.match(r"\s*(standard_)?[a-z]+\d", name, re.IGNORECASE) and re.search(r"[._-]", name):
+        from kvplan.ground.machines import machine  # only for names that may be one's
+
+        if found := machine(name):
+            return count, *found
+    return 1, count, name
+
+
+def _counted(text: str) -> tuple[int, str]:
     if found := re.fullmatch(r"\s*(\d{1,4})\s*[xX*]\s*(\S.*)", text):
         count, name = int(found[1]), found[2]
     elif found := re.fullmatch(r"\s*([^:*=]*?\w)(?:\s*[:*]\s*|\s+[xX]\s*)(\d{1,4})\s*", text):
         count, name = int(found[2]), found[1]
-    elif re.match(r"\s*(standard_)?[a-z]+\d", text, re.IGNORECASE) and re.search(r"[._-]", text):
-        from kvplan.ground.machines import machine  # only for names that may be one's
-
-        return machine(text) or (1, text)
     else:
         return 1, text
     return (count, name) if count else (1, text)

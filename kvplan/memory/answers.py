@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
-from kvplan.engines.nodes import find_spread
+from kvplan.engines.nodes import commands_line, find_spread
 from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
 from kvplan.engines.stages import PipelineStage, stages_of
@@ -345,8 +345,7 @@ class Plan:
         if self.args.runner == "pooling" and (pooling := find_pooling(model, self.args)):
             whole = "" if pooling.splits_prompts else ": prompts run whole, none are cached"
             stands_in.append(f"It {pooling}{whole}; a trace is a prompt, gone once it is read.")
-        if self.args.nnodes > 1:
-            stands_in.append(self._machines_line())
+        stands_in += self._machines_lines()
         if newest := beyond_known(self.question.engine):
             stands_in.append(
                 f"{self.question.engine} is not known: planned by the rules of {newest}, the newest known."
@@ -362,13 +361,19 @@ class Plan:
         offloaded = tier.lines(self.trace_tokens, self.cache_tokens.value) if tier else []
         return [*stands_in, *logged, self._traces_line(), *self._host_line(), *offloaded]
 
-    def _machines_line(self) -> str:
-        """Which exchanges cross machines, and each one's share of what lies in host memory."""
-        held = self.weights_in_host_bytes + int((self.args.kv_offloading_size or 0.0) * GiB) * (
-            self.args.data_parallel_size
-        )
-        host = f" Host memory of each: {gib(held // self.args.nnodes):,.2f} GiB." if held else ""
-        return f"{find_spread(self.args, moe=self.question.model.is_moe)}{host}"
+    def _machines_lines(self) -> list[str]:
+        """Which exchanges cross machines, each one's share of what lies in host memory, what starts the others."""
+        spread, others = find_spread(self.args, moe=self.question.model.is_moe), commands_line(self.args)
+        lines = []
+        if spread.num_machines > 1:
+            held = self.weights_in_host_bytes + int((self.args.kv_offloading_size or 0.0) * GiB) * (
+                self.args.data_parallel_size
+            )
+            each = held * spread.gpus_each // self.args.num_gpus
+            lines.append(f"{spread}{f' Host memory of each: {gib(each):,.2f} GiB.' if held else ''}")
+        if others and self.question.engine.engine == "vllm":
+            lines.append(others)
+        return lines
 
     @property
     def weights_in_host_bytes(self) -> int:

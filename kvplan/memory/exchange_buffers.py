@@ -9,11 +9,10 @@ from __future__ import annotations
 from kvplan.engines.expert_balance import max_ranks
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import BATCHED_EXCHANGES
+from kvplan.engines.nodes import USUAL_GPUS, num_machines
 from kvplan.ground.units import MiB, cdiv
 from kvplan.models.spec import ModelSpec
 
-NODE_RANKS = 8
-"""Ranks within one machine, whose exchanges need no network (assumed where the card does not say)."""
 ALIGNED = 128
 
 
@@ -26,10 +25,10 @@ def exchange_bytes(model: ModelSpec, args: EngineArgs) -> int:
     """Bytes of such buffers on one rank; 0 for kernels whose buffers no public source tells."""
     if not spreads_experts(model, args):
         return 0
-    ranks = args.tensor_parallel_size * args.data_parallel_size
     nvlink = args.environment.deepep_buffer_size_mb * MiB
     if args.all2all_backend == "deepep_high_throughput":
-        return nvlink * (1 if ranks <= NODE_RANKS else 2)
+        inside = args.environment.deepep_high_throughput_force_intra_node or not _leaves_the_machine(args)
+        return nvlink if inside else 2 * nvlink
     if args.all2all_backend not in BATCHED_EXCHANGES:
         return 0
     nvlink = nvlink if args.all2all_backend == "deepep_low_latency" else 0
@@ -37,6 +36,12 @@ def exchange_bytes(model: ModelSpec, args: EngineArgs) -> int:
     if args.all2all_backend == "nixl_ep":  # buffers for all ranks that there may be
         experts = experts * max_ranks(args) // args.data_parallel_size
     return nvlink + low_latency_bytes(args.max_num_batched_tokens or 0, model.hidden_size, experts)
+
+
+def _leaves_the_machine(args: EngineArgs) -> bool:
+    """Whether experts' ranks lie on several machines: by their flags, or for being more than a usual machine's."""
+    ranks = args.tensor_parallel_size * args.data_parallel_size
+    return num_machines(args) > 1 or ranks > USUAL_GPUS
 
 
 def low_latency_bytes(num_tokens: int, hidden: int, num_experts: int) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kvplan.engines.nodes import Spread
+from kvplan.ground.units import cdiv
 from kvplan.profiles.doubt import Unmeasured
 from kvplan.timing.costs import ReduceCosts, Seconds
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape
-from kvplan.timing.work import Number
+from kvplan.timing.work import Number, StepWork
 
 BETWEEN_MACHINES = LINKS["ib"]
 """What joins machines where nobody says: one network card of 400 Gb/s for each GPU."""
@@ -21,16 +23,18 @@ BATCHES = 1, 64, 512
 
 
 @dataclass(frozen=True, slots=True)
-class SumOverMachines:
-    """Seconds of an all-reduce: summed on each machine, each GPU's share over the network, gathered again.
+class ExchangeOverMachines:
+    """Seconds of an exchange: among each machine's ranks, and each GPU's share of it over the network.
 
-    As NCCL's trees do, each GPU with a network card of its own.
+    An all-reduce is summed on each machine, then over the network, then gathered again, as NCCL's trees do; a gather
+    brings each GPU its share from those in its place on other machines, and a machine's GPUs pass theirs on to each
+    other. Each GPU has a network card of its own.
     """
 
     inside: Seconds | None
-    """An all-reduce among a machine's ranks; None: one rank each."""
+    """The same among a machine's ranks; None: one rank each."""
     network: ReduceCosts
-    """One among as many ranks as there are machines."""
+    """The same among as many ranks as there are machines."""
     ranks_each: int
 
     def __call__(self, num_bytes: Number) -> Number:
@@ -39,10 +43,22 @@ class SumOverMachines:
         return share if self.inside is None else self.inside(num_bytes) + share
 
 
-def over_network(
-    time: ModelStepTime, spread: Spread, link: Link | None, inside: Seconds | None
-) -> ModelStepTime:
-    """The step with those exchanges over the network that cross it; `inside`: sums among the ranks of one machine.
+class Inside(NamedTuple):
+    """Exchanges among the ranks of one machine; None: one rank each."""
+
+    sums: Seconds | None
+    gathers: Seconds | None
+    """Of experts' ranks: their tokens to all, or summed back."""
+
+
+def inside_machine(work: StepWork, spread: Spread) -> StepWork:
+    """The work with its exchanges among as many ranks as one machine has of each group."""
+    gathers = work.gathers and work.gathers._replace(num_ranks=spread.replicas_each)
+    return replace(work, num_ranks=spread.sum_ranks_each, gathers=gathers)
+
+
+def over_network(time: ModelStepTime, spread: Spread, link: Link | None, inside: Inside) -> ModelStepTime:
+    """The step with those exchanges over the network that cross it.
 
     A link that the user stated serves all exchanges, as on one machine.
     """
@@ -50,7 +66,7 @@ def over_network(
 
 
 def network_doubts(
-    time: ModelStepTime, spread: Spread, link: Link | None, inside: Seconds | None, hidden_size: int
+    time: ModelStepTime, spread: Spread, link: Link | None, inside: Inside, hidden_size: int
 ) -> Iterator[Unmeasured]:
     """How far steps may be off where the network was not stated; hand-overs between stages on it are not timed."""
     if link is None and (spread.sums_cross or spread.exchanges_cross):
@@ -69,13 +85,16 @@ def network_doubts(
         yield Unmeasured("pipeline stages on several machines: hand-overs are not timed", 1.0, most)
 
 
-def _over(time: ModelStepTime, spread: Spread, link: Link, inside: Seconds | None) -> ModelStepTime:
-    costs, ranks = time.costs, time.work.num_ranks
+def _over(time: ModelStepTime, spread: Spread, link: Link, inside: Inside) -> ModelStepTime:
+    costs, gathers = time.costs, time.work.gathers
     if spread.sums_cross:
-        among = link.all_reduce(ranks // spread.sum_ranks_each)
-        costs = replace(costs, reduce=SumOverMachines(inside, among, spread.sum_ranks_each))
-    if spread.exchanges_cross and time.work.gathers:
-        costs = replace(costs, gather=link.gather(time.work.gathers.num_ranks))
+        each = spread.sum_ranks_each
+        among = link.all_reduce(time.work.num_ranks // each)
+        costs = replace(costs, reduce=ExchangeOverMachines(inside.sums, among, each))
+    if spread.exchanges_cross and gathers:
+        each = spread.replicas_each
+        among = link.gather(cdiv(gathers.num_ranks, each))
+        costs = replace(costs, gather=ExchangeOverMachines(inside.gathers, among, each))
     return ModelStepTime(time.work, costs)
 
 

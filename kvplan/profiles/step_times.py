@@ -37,7 +37,7 @@ from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.kernel_doubt import kernel_doubts
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
-from kvplan.profiles.network import BETWEEN_MACHINES, network_doubts, over_network
+from kvplan.profiles.network import BETWEEN_MACHINES, Inside, inside_machine, network_doubts, over_network
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
@@ -127,7 +127,8 @@ def make_step_times(
     spread = find_spread(args, moe=model.is_moe)
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)} | _captured(graphs, timing, args)
     options["micro"] = _micro_batches(model, args)
-    notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
+    on_one = inside_machine(work, spread) if spread.num_machines > 1 else work
+    notes = tuple(n for n in (note, around, *timing.borrowed(on_one, **options)) if n)
     drafter = find_drafter(model, args, draft_model)
     draft = _drafting(drafter, timing, args, options) if drafter else None
     doubt = find_doubt(
@@ -135,8 +136,11 @@ def make_step_times(
     )
     time = timing.step_time(work, **options)
     if spread.num_machines > 1:
-        one = replace(work, num_ranks=spread.sum_ranks_each)
-        inside = timing.step_time(one, **options).costs.reduce if one.num_ranks > 1 else None
+        near = timing.step_time(on_one, **options).costs
+        inside = Inside(
+            near.reduce if spread.sum_ranks_each > 1 else None,
+            near.gather if spread.replicas_each > 1 else None,
+        )
         time = over_network(time, spread, link, inside)
         notes += (f"between machines: {link or BETWEEN_MACHINES}",)
         doubt = doubt.wider(network_doubts(time, spread, link, inside, model.hidden_size))

@@ -53,6 +53,8 @@ def test_every_flag_acts_or_is_listed(name: str) -> None:
         with pytest.raises(KvplanError, match="only with --mamba-ssm-cache-dtype float16"):
             read_command(words)
         words += ["--mamba-ssm-cache-dtype", "float16"]
+    if name == "enable-fault-tolerance":
+        words += ["--data-parallel-rank", "0"]
     if name.startswith("mm-encoder-fp8-scale") and name.endswith("path"):
         words += ["--mm-encoder-attn-dtype", "fp8"]
     told = read_command(words)

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
         8,
     ),
     "nnodes": (DENSE, {"tensor_parallel_size": 2}, 2),
+    "data_parallel_size_local": (MOE, {"data_parallel_size": 2, "enable_expert_parallel": True}, 1),
+    "data_parallel_rank": (MOE, {"data_parallel_size": 16, "enable_expert_parallel": True}, 0),
     "decode_context_parallel_size": (LATENT, {"tensor_parallel_size": 2}, 2),
     "enable_expert_parallel": (MOE, {"data_parallel_size": 2}, True),
     "max_model_len": (DENSE, {}, 8192),
@@ -236,6 +238,14 @@ WITHOUT_EFFECT = {
     " the profile run samples whole; refused on one rank",
     "enable_return_routed_experts": "a buffer made after the pool is; refused without experts or prefix caching",
     "enable_elastic_ep": "as many ranks as there are, unless elastic_ep_max_dp_size says more",
+    **dict.fromkeys(
+        ("data_parallel_start_rank", "data_parallel_hybrid_lb", "data_parallel_external_lb"),
+        "who spreads requests, in tests/simulation/test_load_balancing.py; refusals, tests/engines/test_machines.py",
+    ),
+    "data_parallel_multi_port_external_lb": "the same",
+    "data_parallel_backend": "who starts replicas: tests/engines/test_machines.py",
+    "node_rank": "which command of several it is: tests/engines/test_machines.py",
+    "headless": "the same",
     "cp_kv_cache_interleave_size": "which rank a token lies on, not how many; refused where no block is whole",
     "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
 }

@@ -625,6 +625,16 @@ SPOKEN: dict[str, Any] = {
     "ir_op_priority": '{"rms_norm": ["native"]}',
     "disable_nccl_for_dp_synchronization": False,
     "enable_elastic_ep": True,
+    "data_parallel_backend": "ray",
+    **dict.fromkeys(
+        (
+            "data_parallel_hybrid_lb",
+            "data_parallel_external_lb",
+            "data_parallel_multi_port_external_lb",
+            "headless",
+        ),
+        True,
+    ),
     "runner": "pooling",
     "convert": "embed",
     "pooler_config": '{"pooling_type": "MEAN"}',

@@ -14,6 +14,7 @@ from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.profiles.step_times import StepTimes, make_step_times
+from kvplan.timing.links import LINKS
 from kvplan.timing.step import StepShape
 
 MODEL, MOE = "meta-llama/Llama-3.1-70B-Instruct", "deepseek-ai/DeepSeek-V3"
@@ -94,7 +95,22 @@ def test_what_vllm_refuses(flags: dict[str, Any], why: str) -> None:
 def test_a_pasted_command_of_two_machines() -> None:
     base = "vllm serve m -tp 16 --nnodes 2 --master-addr 10.0.0.1"
     told = read_command(f"{base} --node-rank 1 --headless")
-    assert (told.args.nnodes, told.not_planned) == (2, ())
-    for wrong, why in (("--node-rank 2", "between 0 and 1"), ("--distributed-executor-backend ray", "ray")):
-        with pytest.raises(KvplanError, match=why):
-            read_command(f"{base} {wrong}")
+    assert (told.args.nnodes, told.args.node_rank, told.args.headless, told.not_planned) == (2, 1, True, ())
+    with pytest.raises(KvplanError, match="ray"):
+        read_command(f"{base} --distributed-executor-backend ray")
+
+
+def test_replicas_on_machines_gather_there_and_over_the_network() -> None:
+    """Each of eight GPUs gets its share by its own network card, the rest from its neighbours."""
+    flags: dict[str, Any] = {"data_parallel_size": 16, "enable_expert_parallel": True}
+    near, far = times(MOE, **flags), times(MOE, **flags, data_parallel_size_local=8)
+    alone = times(MOE, **flags, data_parallel_size_local=1)
+    assert near.time.ticks(STEP) < far.time.ticks(STEP) < alone.time.ticks(STEP)
+    moved = 1e8
+    gather = LINKS["ib"].gather(2)(moved / 8) + near.profile.timing.surfaces["all_gather.8"](moved)  # type: ignore[union-attr]
+    assert far.time.costs.gather(moved) == pytest.approx(gather)
+    assert alone.time.costs.gather(moved) == pytest.approx(LINKS["ib"].gather(16)(moved))
+    assert "between machines 40 GB/s a GPU, assumed" in str(far.doubt)
+    assert times(MODEL, data_parallel_size=16, data_parallel_size_local=8).time.ticks(STEP) == pytest.approx(
+        times(MODEL).time.ticks(STEP)
+    )
