@@ -347,6 +347,8 @@ class EngineArgs(Config):
     """Most data-parallel replicas there may be; None = as many as there are."""
     cp_kv_cache_interleave_size: Degree = 1
     """Tokens in a row that one of the context-parallel ranks holds; divides the block size."""
+    dcp_kv_cache_interleave_size: Degree = 1
+    """Above 1, in place of that, where a KV connector is; nothing without one."""
     nnodes: Degree = 1
     """Machines that the ranks lie on, equally many each (-n); groups over several exchange by the network."""
     node_rank: Annotated[int, Field(ge=0, le=4095)] = 0
@@ -380,6 +382,16 @@ class EngineArgs(Config):
     def num_micro_batches(self) -> int:
         """Parts that long steps are split into, which overlap; 1: none (vLLM's `num_ubatches`)."""
         return 2 if self.enable_dbo else max(1, self.ubatch_size)
+
+    @property
+    def interleaved_tokens(self) -> int:
+        """Tokens in a row on one context-parallel rank: workers take the older flag's as they start a KV connector.
+
+        Source: vLLM 0.32 `config/vllm.py: adjust_dcp_kv_cache_interleave_size`.
+        """
+        connects = self.kv_offloading_size is not None or self.kv_transfer_config is not None
+        older = self.decode_context_parallel_size > 1 and connects and self.dcp_kv_cache_interleave_size > 1
+        return self.dcp_kv_cache_interleave_size if older else self.cp_kv_cache_interleave_size
 
     @property
     def environment(self) -> Environment:

@@ -40,7 +40,7 @@ from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget, w
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.encoder_engines import check_encoder
 from kvplan.memory.graphs import attention_backends, engine_graphs
-from kvplan.memory.kernel_checks import check_kernels
+from kvplan.memory.kernel_checks import check_interleaving, check_kernels
 from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
@@ -230,6 +230,7 @@ def _memory(question: Question) -> _Memory:
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question)
     if question.engine.engine == "vllm":
         _check_hit_places(shape, args)
+        check_interleaving(shape.attention_backends, args)
     return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
 
 

@@ -6,11 +6,14 @@ Sources: vLLM 0.32 `config/parallel.py`, `config/vllm.py`, `config/kernel.py`, `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import SPLIT_EXCHANGES, attention_config
 from kvplan.engines.token_split import asked_of_experts
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
+from kvplan.memory.kv.backends import INDEXER
 from kvplan.memory.tower_attention import check_tower_attention
 from kvplan.models.spec import AttentionKind, ModelSpec
 
@@ -38,6 +41,10 @@ MEGA = ("flashinfer_moe_ep_cutedsl", "flashinfer_moe_ep_mega_deep_gemm")
 """Kernels of experts that exchange tokens themselves."""
 
 
+RUNS_WITH_DRAFTS = ("FLASHMLA_SPARSE", "TOKENSPEED_MLA")
+"""Backends whose `supports_mtp_with_cp_non_trivial_interleave_size` says so."""
+
+
 def check_kernels(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:
     """Refuse what vLLM refuses. Raises KvplanError with the flag to turn."""
     _check_experts(model, args, gpu)
@@ -46,6 +53,23 @@ def check_kernels(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:
     _check_states(model, args, gpu)
     _check_attention(args, gpu)
     check_tower_attention(model, args, gpu)
+
+
+def check_interleaving(backends: Iterable[str], args: EngineArgs) -> None:
+    """Refuse runs of tokens on context-parallel ranks that the chosen kernels of attention do not take.
+
+    Sources: vLLM 0.32 `v1/worker/cp_utils.py: check_attention_cp_compatibility`, `backends/mla/flashinfer_mla.py`.
+    """
+    ranks, size = args.decode_context_parallel_size, args.interleaved_tokens
+    if ranks * args.prefill_context_parallel_size == 1 or size == 1:
+        return
+    older = size != args.cp_kv_cache_interleave_size
+    asked = f"--{'d' * older}cp-kv-cache-interleave-size {size}"
+    for name in backends:
+        if name == "FLASHINFER_MLA" and ranks > 1:
+            raise KvplanError(f"{asked}: {name} takes 1 alone; try another --attention-backend")
+        if args.num_speculative_tokens and name not in (*RUNS_WITH_DRAFTS, INDEXER.name):
+            raise KvplanError(f"{asked} with drafts: not with {name}; leave one out")
 
 
 def _check_experts(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> None:

@@ -246,6 +246,7 @@ WITHOUT_EFFECT = {
     "data_parallel_backend": "who starts replicas: tests/engines/test_machines.py",
     "node_rank": "which command of several it is: tests/engines/test_machines.py",
     "headless": "the same",
+    "dcp_kv_cache_interleave_size": "the same as the next: tests/memory/test_interleaving.py",
     "cp_kv_cache_interleave_size": "which rank a token lies on, not how many; refused where no block is whole",
     "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
 }
