@@ -304,7 +304,8 @@ def _fp8(k: Keys) -> Rule:
     block = k.counts("weight_block_size")
     if block and (len(block) != 2 or not all(block)):
         raise k.error("quantization_config: weight_block_size must be two sizes")
-    scheme = fp8_block(*block) if block else FP8_APART
+    static = k.text("activation_scheme") == "static"
+    scheme = fp8_block(*block) if block else replace(FP8_APART, is_static=static)
     # an expert that is listed keeps the layer's from being converted, as vLLM 0.32 `is_layer_skipped` reads it
     listed = (n for key in ("modules_to_not_convert", "ignored_layers") for n in k.texts(key))
     rule = _everywhere(scheme, Names(re.sub(r"(\.experts)\.\d+\..*", r"\1", n) for n in listed))
@@ -317,9 +318,11 @@ def _fp8(k: Keys) -> Rule:
         32,
     ):  # DeepSeek V4.1: vLLM 0.32 loads these as MXFP8, `models/deepseek_v41/quant_config.py`
         return lambda module: MXFP4 if module.role == "expert" else MXFP8_BLOCK if rule(module) else None
-    # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4
+    # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4, or NVFP4 with a key of their own, which
+    # vLLM 0.32 takes for those of prediction layers too (`models/deepseek_v4/quant_config.py`)
     small = replace(scheme, scale_bytes=1)
-    plain = replace(MXFP4, pad=(1, 1), least_pad=None)
+    given = k.text("moe_quant_algo").upper() == "NVFP4"
+    plain = NVFP4 if given else MXFP4_LINEAR
     return lambda module: plain if module.role == "expert" else small if rule(module) else None
 
 
@@ -448,7 +451,8 @@ def _compressed_tensors(k: Keys) -> Rule:
         group = groups.section(key)
         targets = group.texts("targets")
         scheme = _compressed_scheme(group.section("weights"), k)
-        scheme = replace(scheme, weights_alone=not group.raw.get("input_activations"))
+        read = group.section("input_activations").raw
+        scheme = replace(scheme, weights_alone=not read, is_static=bool(read) and not read.get("dynamic"))
         rules.append((Names(t for t in targets if t != "Linear"), "Linear" in targets, scheme))
 
     def rule(module: Module) -> Scheme | None:

@@ -19,7 +19,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
-from kvplan.models.modules import Module
+from kvplan.models.modules import Cut, Module, layer_modules, mtp_modules
 from kvplan.models.quantization import quantization_rule
 from kvplan.models.weights import heaviest_rank
 
@@ -295,3 +295,36 @@ def test_beside_a_quantised_checkpoint_it_takes_what_is_left() -> None:
 def test_configs_that_vllm_refuses(value: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         EngineArgs(quantization_config=value)
+
+
+@pytest.mark.parametrize(("size", "gigabytes"), [("Flash", 168), ("Pro", 913)])
+def test_deepseek_v4_with_nvfp4_experts_weighs_what_its_files_do(size: str, gigabytes: int) -> None:
+    """The files keep the prediction layer's experts in MXFP4, half as many scales; vLLM 0.32 makes NVFP4 of all."""
+    model = load_model(f"nvidia/DeepSeek-V4-{size}-NVFP4")
+    drafting = sum(m.copies * m.rows * m.cols for m in mtp_modules(model, Cut()) if m.role == "expert")
+    held = heaviest_rank(model, use_mtp=True)
+    assert round((held.total - held.rotary - drafting / 32) / 1e9) == gigabytes
+
+
+@pytest.mark.parametrize(
+    ("config", "is_static"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "static"}, True),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, False),
+        ({"quant_method": "compressed-tensors", "dynamic": False}, True),
+        ({"quant_method": "compressed-tensors", "dynamic": True}, False),
+        ({"quant_method": "compressed-tensors"}, False),  # nothing said of inputs: they stay as they are
+    ],
+)
+def test_scales_of_inputs_stand_in_the_checkpoint_where_they_are_static(
+    config: dict[str, object], is_static: bool
+) -> None:
+    """vLLM 0.32 `fp8.py: act_q_static`, `compressed_tensors_w8a8_fp8.py: is_static_input_scheme`."""
+    if config["quant_method"] == "compressed-tensors":
+        weights = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+        read = {"input_activations": weights | config} if "dynamic" in config else {}
+        config = {**config, "config_groups": {"all": {"targets": ["Linear"], "weights": weights, **read}}}
+    model = load_model("Qwen/Qwen3-8B", hf_overrides={"quantization_config": config})
+    layer = layer_modules(model.layers[0], model.hidden_size, Cut())
+    schemes = set(map(quantization_rule(model), layer)) - {None}
+    assert [(s.bits, s.is_static) for s in schemes if s] == [(8, is_static)]

@@ -51,6 +51,13 @@ PUBLISHED = {
     "baidu/ERNIE-4.5-21B-A3B-PT": 21_825_437_888,
     "baidu/ERNIE-4.5-0.3B-PT": 360_748_032,
     "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "Qwen/Qwen3-Coder-Next": 79_674_391_296,
+    "ibm-granite/granite-4.1-3b": 3_402_836_480,
+    "ibm-granite/granite-4.1-8b": 8_791_592_960,
+    "ibm-granite/granite-4.1-30b": 28_865_728_512,
+    "ibm-granite/granite-4.2-3b": 3_659_737_600,
+    "ibm-granite/granite-4.2-8b": 8_791_592_960,
+    "ibm-granite/granite-4.2-30b": 29_276_770_304,
     "tencent/Hunyuan-A13B-Instruct": 80_393_183_232,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
@@ -158,6 +165,7 @@ PUBLISHED = {
     "inclusionAI/Ring-1T-FP8": 999_705_328_640 + 80 * 256,  # as for Ring-1T, which leaves them out too
     "zai-org/GLM-4.6V": 107_710_933_120,
     "zai-org/GLM-4.1V-9B-Thinking": 10_292_777_472,  # as given for GLM-4.6V-Flash
+    "zai-org/GLM-4.6V-Flash": 10_292_777_472,
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
@@ -213,6 +221,7 @@ NEARLY = {
     "mistralai/Ministral-3-8B-Reasoning-2512": 8_918_016_000,
     "tencent/Hunyuan-7B-Instruct": 7_504_621_568,
     "moonshotai/Kimi-K2-Instruct": 1_026_408_235_864,
+    "moonshotai/Kimi-K2-Instruct-0905": 1_026_470_735_448,  # scales counted
     "moonshotai/Kimi-K2-Thinking": 1_026_408_240_256,
     "moonshotai/Kimi-K3": 2_779_931_837_184,
     "google/gemma-4-31B-it": 31_273_088_876,
@@ -360,7 +369,10 @@ def test_laguna_s_in_fewer_bits_takes_its_files_bytes() -> None:
 
 
 def test_laguna_s_first_releases_took_what_was_measured() -> None:
-    """113.2 GiB of files in FP8; 67.11 GiB loaded in NVFP4 (vLLM's issue 50925): experts of all layers converted."""
+    """113.2 GiB of files in FP8; 67.11 GiB loaded in NVFP4 (vLLM's issue 50925): experts of all layers converted.
+
+    The first configs stretched the context to 262,144 tokens, for which their rotary tables were made.
+    """
     fp4 = dict(load_model("poolside/Laguna-S-2.1-NVFP4").quantization or {})
     listed = [name for name in fp4["ignore"] if "4[0-7]" not in name]
     weights = {
@@ -374,8 +386,9 @@ def test_laguna_s_first_releases_took_what_was_measured() -> None:
     read = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 128, "dynamic": True}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": read}
     fp8 = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": listed}
+    shorter = {"rope_parameters": {"full_attention": {"factor": 32.0}}, "max_position_embeddings": 262_144}
     mine = [
-        heaviest_rank(load_model("poolside/Laguna-S-2.1", hf_overrides={"quantization_config": q}))
+        heaviest_rank(load_model("poolside/Laguna-S-2.1", hf_overrides={**shorter, "quantization_config": q}))
         for q in ({**fp8, "config_groups": {"group_0": group}}, {**fp4, "ignore": listed})
     ]
     assert (mine[0].total - mine[0].rotary) / GiB == pytest.approx(113.2, abs=0.06)
