@@ -355,6 +355,9 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
     """A family's own weights on one rank; under `mlp.experts.` they are experts', under `mlp.` the MLP's, else the
     attention's."""
     for w in extras:
+        if w.name.startswith("mlp.experts.") and w.copies > 1:
+            yield from _own_experts(w, cut)
+            continue
         rows, cols = w.rows, w.cols
         in_host = w.cut == "host" and not cut.checkpoint and not cut.table_ranks
         if in_host or (w.copied and cut.checkpoint):
@@ -373,8 +376,16 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
         elif w.cut == "heads":
             rows = cut.kv_heads(rows // w.unit) * w.unit
         role = "mlp" if w.name.startswith("mlp.") else "norm" if cols == 1 else "attention"
-        role = "expert" if w.name.startswith("mlp.experts.") else role
         yield Module(w.name, role, rows, cols, rows if w.bias else 0, w.copies, w.itemsize, w.linear)
+
+
+def _own_experts(w: Weight, cut: Cut) -> Iterator[Module]:
+    """Matrices of a family's own experts, cut or shared out as the others."""
+    ranks = cut.expert_tp
+    rows = even(w.rows, ranks, f"rows of {w.name}") if w.cut == "rows" else w.rows
+    cols = even(w.cols, ranks, f"columns of {w.name}") if w.cut == "cols" else w.cols
+    copies = cdiv(w.copies, cut.ep)
+    yield Module(w.name, "expert", rows, cols, rows if w.bias else 0, copies, w.itemsize, w.linear)
 
 
 def padded_rows(rows: int, cut: Cut) -> int:

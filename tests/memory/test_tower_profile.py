@@ -124,7 +124,8 @@ def test_llava_s_video_fills_the_context() -> None:
 @pytest.mark.parametrize(
     ("name", "patches", "tokens"),
     [
-        ("moonshotai/Kimi-VL-A3B-Instruct", 74 * 74, 37 * 37),  # 1,024 x 1,024 in whole tokens of 28
+        # 1,024 x 1,024 within 4,096 patches, in whole tokens of 28
+        ("moonshotai/Kimi-VL-A3B-Instruct", 4 * 33 * 33, 33 * 33),
         # the grids with the most patches that 384 - 3 and 1,024 tokens hold, as vLLM's dummy pictures make them
         ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 3312, 384 + 3),
         ("deepseek-ai/DeepSeek-V4.1-Flash", 9189, 1024),
@@ -164,6 +165,15 @@ def test_ways_out_of_a_profile_too_large() -> None:
     ways = what_would_fit(estimate("baidu/ERNIE-4.5-VL-28B-A3B-PT", "h100"))
     [without] = [option for option in ways if option.change == "--limit-mm-per-prompt '{\"video\": 0}'"]
     assert without.plan.fits
+
+
+def test_ernie_s_video_fills_a_card() -> None:
+    """vLLM 0.32's own tower keeps 25,840 elements of 16 bits alive for each patch of a video, run block by block on
+    the meta device: its rotary embedding works in 32 bits on queries and keys together. The video has 486,720."""
+    row = estimate("baidu/ERNIE-4.5-VL-28B-A3B-PT", "h100").budget.activation
+    measured = 486_720 * 2 * (25_840 + 588)
+    assert row.size.value == pytest.approx(measured, rel=0.08)
+    assert row.size.low < measured < row.size.high
 
 
 def test_the_answer_says_what_the_tower_is_profiled_on() -> None:

@@ -69,7 +69,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "LightOnOCRForConditionalGeneration": [kwargs(size={"longest_edge": 700})],
     "PixtralForConditionalGeneration": [kwargs(size={"longest_edge": 700})],
     "KimiVLForConditionalGeneration": [
-        kwargs(in_token_limit=1024),
+        image(1024, 1024),
+        *(kwargs(in_token_limit=n) for n in (1024, 16384)),
         {**kwargs(in_token_limit=900), **image(900, 700)},
     ],
     "KimiK3, with its tower": [image(9000, 9000)],

@@ -33,7 +33,7 @@ def _pixtral(info: Any) -> Any:
 
 def _kimi_vl(info: Any) -> Any:
     """The limits of Kimi-VL's own image processor; four patches of 14 x 14 a token."""
-    told = {"patch_size": 14, "merge_kernel_size": [2, 2], "in_token_limit": 16384, **TOLD}
+    told = {"patch_size": 14, "merge_kernel_size": [2, 2], "in_token_limit": 4096, **TOLD}
     made = SimpleNamespace(image_processor=SimpleNamespace(**told))
     made.numbers = lambda image: (
         4 * 588 * info.get_num_image_tokens(image_width=image.size[0], image_height=image.size[1])

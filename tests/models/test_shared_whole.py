@@ -26,8 +26,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "shards": {"env": SHARDS},
 }
 BESIDE = {
-    "Ernie4_5_VLMoeForConditionalGeneration": "the experts of its images are cut otherwise under expert parallelism",
-    "Step3p7ForConditionalGeneration": "its tower is cut otherwise where there are replicas",
+    "Step3p7ForConditionalGeneration": "3 MB that the fixture of architectures has neither at this size",
 }
 """Where other weights than these differ, and which."""
 

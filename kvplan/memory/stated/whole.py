@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.stated.ways import FLAG, MadeItem, SizeRule, StatedSizes
+from kvplan.models.towers.largest import KIMI_PATCHES, kimi_side
 
 SOFT_TOKENS = (70, 140, 280, 560, 1120)
 """What Gemma 4's processors may make of a picture."""
@@ -78,16 +79,11 @@ def _rounded_up(asked: StatedSizes, counted: int, run: int) -> SizeRule:
 
 
 def kimi_vl(asked: StatedSizes) -> SizeRule:
-    """Kimi-VL's: shrunk to the limit of patches, padded to whole tokens (vLLM 0.32 `models/kimi_vl.py`)."""
-    patch = asked.facts["patch"]
-    unit, limit = 2 * patch, asked.count("in_token_limit", 16384)
+    """Kimi-VL's: shrunk to the limit of patches, padded to whole tokens."""
+    limit = asked.count("in_token_limit", KIMI_PATCHES)
 
     def made(width: int, height: int) -> MadeItem:
-        patches = (width // patch) * (height // patch)
-        if patches > limit:
-            scale = math.sqrt(limit / patches)
-            width, height = int(width * scale), int(height * scale)
-        tokens = -(-width // unit) * -(-height // unit)
+        tokens = math.prod(kimi_side(width, height, asked.facts["patch"], limit))
         return MadeItem(4 * tokens, tokens)
 
     return SizeRule(1024, 1024, made)

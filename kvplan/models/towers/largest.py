@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isqrt
+from math import isqrt, sqrt
 
 from kvplan.models.config import Keys
 from kvplan.models.towers.images import RADIO
@@ -198,10 +198,26 @@ def gated_image(s: TowerFacts) -> Mapping[str, int]:
     return one_image(s, gated=True)
 
 
+KIMI_PATCHES = 4096
+"""Patches of a picture, `in_token_limit`: of Kimi-VL's image processor, and as Kimi-VL-A3B-Instruct's config has it."""
+
+
+def kimi_side(width: int, height: int, patch: int, limit: int) -> tuple[int, int]:
+    """Tokens along both sides of a picture: shrunk to so many patches, padded to whole tokens of four patches.
+
+    Source: vLLM 0.32 `models/kimi_vl.py: get_num_image_tokens`.
+    """
+    patches = (width // patch) * (height // patch)
+    if patches > limit:
+        scale = sqrt(limit / patches)
+        width, height = int(width * scale), int(height * scale)
+    return -(-width // (2 * patch)), -(-height // (2 * patch))
+
+
 def kimi_image(s: TowerFacts) -> Mapping[str, int]:
-    """1,024 x 1,024, rounded up to whole tokens of four patches (vLLM 0.32 `kimi_vl.py: MaxImageTokenMeta`)."""
+    """1,024 x 1,024 (vLLM 0.32 `kimi_vl.py: MaxImageTokenMeta`), as `kimi_side` leaves it."""
     patch = s.tower.count("patch_size", default=14, high=4096)
-    side = -(-1024 // (2 * patch))
+    side = kimi_side(1024, 1024, patch, KIMI_PATCHES)[0]
     return _item(s.tower, 4 * side**2, side**2, patch=patch)
 
 
