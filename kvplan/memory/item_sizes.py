@@ -92,7 +92,7 @@ def _by_row(
     found, keys = dict(facts), {key: told[key] for key in row.keys if key in told}
     way = None
     if row.way is not None:
-        way = row.way(StatedSizes(facts, keys, vision.shapes))
+        way = row.way(StatedSizes({**facts, "context": args.max_model_len}, keys, vision.shapes))
         largest = way.made(way.width, way.height)
         made = way.clipped({} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image"))
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}

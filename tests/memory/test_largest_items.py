@@ -39,8 +39,6 @@ REPEATED = {"Emu3ForConditionalGeneration": 4}
 """Frames that a tower makes of one image by itself (`temporal_downsample_factor`)."""
 ROUNDED = {"MiMoV2OmniForCausalLM"}
 """Frames that share pixels, each side rounded down to whole tokens: up to one token less a side."""
-FILLING = {"NemotronH_Nano_Omni_Reasoning_V3"}
-"""Images as large as the context, but for a limit of patches."""
 UNKNOWN: dict[str, str] = {
     "OpenPanguVLForConditionalGeneration": "its limit of pixels stands in a file of the checkpoint that nothing shows",
 }
@@ -84,8 +82,6 @@ def test_tokens_and_pixels_of_the_largest_item_equal_vllms(name: str, length: in
 @pytest.mark.parametrize("name", [n for n, case in ITEMS.items() if "video" in case["8192"]["tokens"]])
 def test_without_videos_the_largest_image_is_run(name: str) -> None:
     """Of towers that would run a video."""
-    if name in FILLING:
-        pytest.skip("its images are counted by the context: planned as one frame each")
     theirs = ITEMS[name]["8192"]
     mine = largest_item(
         vision_of(name), args(max_model_len=8192, limit_mm_per_prompt='{"video": 0, "audio": 0}')

@@ -174,6 +174,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "NemotronH_Nano_Omni_Reasoning_V3": [
         {"limit_mm_per_prompt": {"video": {"num_frames": 8}, "audio": 0}},
         {"limit_mm_per_prompt": {"video": 0}},
+        {"limit_mm_per_prompt": {"video": 0, "audio": 0}},
+        image(900, 400, video=0, audio=0),
+        image(40, 4000, video=0, audio=0),
+        image(3333, 3555, video=0, audio=0),
+        image(511, 33, video=0, audio=0),
     ],
     "MiniCPMV4_6ForConditionalGeneration": [
         kwargs(max_slice_nums=4),

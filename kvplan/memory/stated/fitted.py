@@ -145,3 +145,39 @@ def native(asked: StatedSizes) -> SizeRule:
 def _patches(width: int, height: int, patch: int, scale: float) -> int:
     across, down = (max(math.ceil(side * scale / patch), 1) for side in (width, height))
     return across * down
+
+
+def filling(asked: StatedSizes) -> SizeRule:
+    """Nemotron's, where its config bounds patches: a square as large as the context, within the bounds once it is run.
+
+    Source: vLLM 0.32 `processors/nano_nemotron_vl.py: DynamicResolutionImageTiler.process_media, compute_params,
+    width_and_height_for_max_num_tokens_available`.
+    """
+    patch, least, most = (asked.facts[key] for key in ("patch", "image_least", "image_most"))
+    tokens = math.isqrt(max(asked.facts["context"] - 5, 1))
+    room = max(4 * (asked.facts["context"] - 4), least)
+    each = max(min(room, most) if most else room, least)
+
+    def even(patches: int, beside: int, available: int) -> int:
+        """Rounded up where the room allows, down otherwise."""
+        up = patches + patches % 2
+        return up if up * beside <= available else max(2, patches - patches % 2)
+
+    def fit(available: int, width: int, height: int) -> int:
+        down, across = (round(side / patch + 0.5) for side in (height, width))
+        factor = min(math.sqrt(available / (down * across)), 1.0)
+        down, across = math.floor(factor * down), math.floor(factor * across)
+        if available > least > down * across:
+            grow = math.sqrt(least / (down * across))
+            down, across = math.ceil(grow * down), math.ceil(grow * across)
+        down = even(down, across, available)
+        return down * even(across, down, available)
+
+    def made(width: int, height: int) -> MadeItem:
+        patches = fit(each, width, height)
+        if patches > room:
+            patches = fit(max(least, patches * room // patches), width, height)
+        return MadeItem(patches, tokens**2)
+
+    side = tokens * 2 * patch
+    return SizeRule(side, side, made)

@@ -52,6 +52,11 @@ def _keye_frames(shown: Shown) -> Mapping[str, int]:
     return sizes | {"frames_run": 1, "frame_patches": run * shown.frame.patches}
 
 
+def _nemotron(asked: StatedSizes) -> SizeRule:
+    """Tiles, or where the config bounds patches, pictures as large as the context."""
+    return fitted.filling(asked) if "image_least" in asked.facts else tiles.radio(asked)
+
+
 def _tubelets(shown: Shown) -> Mapping[str, int]:
     """Frames of a tubelet are run together."""
     return {"most_run": -(-shown.frames // shown.facts["media_frames"])} if shown.frames else {}
@@ -171,9 +176,10 @@ STATED: dict[str, TowerRow] = {
             "NemotronH_Super_Omni_Reasoning_V3",
         ),
         TowerRow(
-            tiles.radio,
+            _nemotron,
             ("max_num_tiles",),
             most=True,
+            always=True,
             strict=True,
             video=_tubelets,
             sound=sounds.parakeet,

@@ -414,14 +414,11 @@ def _unpadded(sides: Grid, tiles: Grid, each: int, kept: int) -> int:
 
 
 def radio(asked: StatedSizes) -> SizeRule:
-    """Nemotron's: InternVL's way under `max_num_tiles`; tilers that follow the context make one of everything.
+    """Nemotron's: InternVL's way under `max_num_tiles`.
 
     Source: vLLM 0.32 `models/nano_nemotron_vl.py: get_dummy_image_size_and_max_tokens`, `nemotron_vl.py`.
     """
     side, most = asked.facts["tile_side"], asked.facts["tiles"] - 1
-    if not most:
-        whole = MadeItem(asked.facts["patches"], asked.facts["tokens"])
-        return SizeRule(side, side, lambda width, height: whole)
     grids, thumbnail = tilings(1, asked.count("max_num_tiles", most)), asked.flag("use_thumbnail", True)
 
     def made(width: int, height: int) -> MadeItem:

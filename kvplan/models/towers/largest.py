@@ -427,7 +427,7 @@ def intern_video(s: TowerFacts) -> Mapping[str, int]:
 def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     """Nemotron Nano VL's: frames joined in tubelets fill the context; 128 frames at a time pass the tower.
 
-    Images are tiles, or so resized that they are counted as less than the context. Source: vLLM 0.32
+    Images are tiles, or as large as the context (`memory/stated/fitted.py: filling`). Source: vLLM 0.32
     `nano_nemotron_vl.py: get_mm_max_tokens_per_item, get_num_frames_with_most_features, extract_feature`.
     """
     args = s.tower.section("args")
@@ -442,7 +442,12 @@ def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     each = {"tiles": images, "tile_patches": frame, "tile_tokens": frame // 4, "tile_side": side}
     facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2, **each)
     more = {"media_frames": frames, "at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
-    more["video_fills"] = 1
+    more |= {"video_fills": 1, "patch": patch}
+    if "min_num_patches" in args:
+        more |= {
+            "image_least": args.count("min_num_patches", low=1, high=1 << 24),
+            "image_most": args.count("max_num_patches", default=0, low=0, high=1 << 24),
+        }
     return {**facts, **_video(frame, frame // 4), **more}
 
 
