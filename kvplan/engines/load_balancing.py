@@ -99,6 +99,20 @@ def num_api_servers(args: EngineArgs) -> int:
     return servers_of_command(first) * cdiv(args.data_parallel_size, served)
 
 
+def groups_of_servers(args: EngineArgs) -> tuple[int, ...]:
+    """Replicas behind the API servers of each command: all, a machine's, or one.
+
+    >>> groups_of_servers(EngineArgs(data_parallel_size=16, data_parallel_size_local=8))
+    (16,)
+    >>> flags = {"data_parallel_size": 5, "data_parallel_size_local": 2, "data_parallel_hybrid_lb": True}
+    >>> groups_of_servers(EngineArgs(**flags))
+    (2, 2, 1)
+    """
+    dp = args.data_parallel_size
+    each = {"internal": dp, "hybrid": local_size(args) or dp, "external": 1}[balancing(args)]
+    return (each,) * (dp // each) + ((dp % each,) if dp % each else ())
+
+
 def check_balancing(args: EngineArgs, *, moe: bool) -> None:
     """Refuse what vLLM refuses of replicas on machines and of who spreads requests over them; raises KvplanError."""
     dp, local = args.data_parallel_size, args.data_parallel_size_local

@@ -253,8 +253,9 @@ class Deployment(Config):
     batch_wait: BatchWait | None = None
     """TensorRT-LLM: hold prompts back while others decode, until a step is fuller."""
     router: Literal["round_robin", "least_kv", "prefix_aware", "kv_aware"] = "round_robin"
-    """Which replica gets the next request. prefix_aware knows what it sent where, kv_aware what each holds on its GPUs
-    and in tiers beyond them."""
+    """Which replica gets the next request. round_robin knows API servers alone: those of vLLM spread on over their
+    data-parallel replicas. prefix_aware knows what it sent where, kv_aware what each holds on its GPUs and in tiers
+    beyond them."""
     max_queue: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Requests beyond this many waiting on a replica are refused at once."""
     interconnect: Annotated[Interconnect, BeforeValidator(_named_link)] | None = None

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from kvplan.engines.drafting import draft_tiers, drafting_passes, drafts_at_once, on_first_runner
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_flags
+from kvplan.engines.load_balancing import groups_of_servers, num_api_servers
 from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.draft_tiers import drafts_by_batch
 from kvplan.ground.errors import DoesNotFit, KvplanError
@@ -108,6 +109,8 @@ class Setup:
     """Data-parallel ranks that step together (MoE)."""
     replicas_per_copy: int = 1
     """Independent data-parallel replicas in one copy."""
+    balanced: tuple[int, ...] = ()
+    """Data-parallel replicas of one copy by the API servers before them, which spread requests; empty: none do."""
     outside: Outside = anywhere
     """Which measured ranges a step leaves."""
     doubt: tuple[float, float] = (1.0, 1.0)
@@ -244,6 +247,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         shared_reads=timed.shared_reads,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
+        balanced=groups_of_servers(args) if sglang is None and ranks > 1 else (),
         outside=timed.outside,
         doubt=timed.doubt[:2],
         prompt_doubt=timed.doubt[2:],
@@ -251,7 +255,9 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         api_ends=(apis[1], apis[2]),
         stream_interval=args.stream_interval,
         queue_limits=QueueLimits(
-            args.max_num_queued_reqs, args.max_num_queued_tokens, args.api_server_count or ranks
+            args.max_num_queued_reqs,
+            args.max_num_queued_tokens,
+            num_api_servers(args) // len(groups_of_servers(args)),
         ),
         power=find_power(gpu),
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
@@ -346,7 +352,7 @@ def api_times(
     costs = find_costs(parse_engine(deployment.engine_of))
     is_stated = only_stated or deployment.step_time.fixed_us is not None
     ranks = args.data_parallel_size
-    share = ranks / (args.api_server_count or (ranks if deployment.sglang is None else 1))
+    share = ranks / (num_api_servers(args) if deployment.sglang is None else args.api_server_count or 1)
 
     def ticks(name: str, unit_s: float, times: float = 1.0) -> int:
         value = getattr(deployment.frontend, name)

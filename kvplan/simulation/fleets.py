@@ -18,6 +18,7 @@ from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.admission_control import AdmissionControl
 from kvplan.simulation.api_server import ApiServers
+from kvplan.simulation.balancer import Balancer
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.lockstep_drafts import lockstep_group
 from kvplan.simulation.metrics import PieceMeter, TokenMeter
@@ -37,17 +38,52 @@ FEW_REPLICAS = 16
 
 
 @dataclass(slots=True)
+class Served:
+    """Replicas that a router spreads requests over: to one of them, or to API servers that spread on."""
+
+    router: Router
+    processes: list[ReplicaProcess] = field(default_factory=list)
+    groups: list[list[ReplicaProcess]] = field(default_factory=list)
+    """The same by the API servers before them, where the router knows those alone; empty: it knows each."""
+    balancers: list[Balancer] = field(default_factory=list)
+    """Of each group."""
+
+    def choose(self, request: SimRequest, now: int) -> ReplicaProcess:
+        """The replica that gets a request."""
+        if not self.groups:
+            return self.processes[self.router.choose([p.replica for p in self.processes], request, now)]
+        place = self.router.choose([group[0].replica for group in self.groups], request, now)
+        group = self.groups[place]
+        return group[self.balancers[place].choose([p.replica for p in group], now)]
+
+    def add(self, group: list[ReplicaProcess], balances: bool) -> None:
+        """One more group; `balances`: its API servers spread requests over it."""
+        self.processes += group
+        if balances:
+            self.groups.append(group)
+            self.balancers.append(Balancer())
+
+
+@dataclass(slots=True)
 class Fleet:
     """The replicas of one deployment."""
 
     deployment: Deployment
     setup: Setup
-    router: Router
-    prefill_router: Router
-    decode: list[ReplicaProcess] = field(default_factory=list)
+    decoders: Served
     """All of them, unless prompts are computed apart."""
-    prefill: list[ReplicaProcess] = field(default_factory=list)
+    prefillers: Served
     """Disaggregated: where prompts are computed."""
+
+    @property
+    def decode(self) -> list[ReplicaProcess]:
+        """Replicas that decode."""
+        return self.decoders.processes
+
+    @property
+    def prefill(self) -> list[ReplicaProcess]:
+        """Replicas that compute prompts alone."""
+        return self.prefillers.processes
 
     @property
     def processes(self) -> list[ReplicaProcess]:
@@ -56,11 +92,11 @@ class Fleet:
 
     def choose(self, request: SimRequest, now: int) -> ReplicaProcess:
         """The replica that decodes a request."""
-        return self.decode[self.router.choose([p.replica for p in self.decode], request, now)]
+        return self.decoders.choose(request, now)
 
     def choose_prefill(self, request: SimRequest, now: int) -> ReplicaProcess:
         """The replica that computes a request's prompt."""
-        return self.prefill[self.prefill_router.choose([p.replica for p in self.prefill], request, now)]
+        return self.prefillers.choose(request, now)
 
     def transfer_ticks(self, num_prompt_tokens: int) -> int:
         """Ticks to move a prompt's KV from prefill to decode."""
@@ -97,27 +133,36 @@ class FleetBuilder:
 
     def build(self, name: str, deployment: Deployment, setup: Setup) -> Fleet:
         """Return the replicas of a deployment, each with its process on the clock."""
-        fleet = Fleet(deployment, setup, Router(deployment.router), Router(deployment.router))
+        fleet = Fleet(deployment, setup, Served(Router(deployment.router)), Served(Router(deployment.router)))
         apart = deployment.disaggregation
         copies = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
         self._check_room(setup, copies * setup.lockstep_ranks, deployment.router)
         for _ in range(deployment.replicas):
-            servers = _admission(setup)
-            for _ in range(setup.replicas_per_copy):
-                fleet.decode += self._copy(name, fleet, servers, decodes_only=apart is not None)
+            engines = [self._engine(name, fleet, apart is not None) for _ in range(setup.replicas_per_copy)]
+            self._serve(fleet.decoders, setup, [process for ranks in engines for process in ranks])
         for _ in range(apart.prefill_replicas if apart else 0):
-            fleet.prefill += self._copy(name, fleet, _admission(setup))
+            self._serve(fleet.prefillers, setup, self._engine(name, fleet))
         return fleet
 
-    def _copy(
-        self, name: str, fleet: Fleet, servers: AdmissionControl | None, decodes_only: bool = False
-    ) -> list[ReplicaProcess]:
-        """One engine, or the ranks of a lockstep group, behind API servers that may refuse."""
+    @staticmethod
+    def _serve(served: Served, setup: Setup, copy: list[ReplicaProcess]) -> None:
+        """Put API servers that may refuse before the replicas of a copy, group by group."""
+        sizes = setup.balanced if sum(setup.balanced) == len(copy) else (len(copy),)
+        balances = served.router.policy == "round_robin" and bool(setup.balanced)
+        for size in sizes:
+            group, copy = copy[:size], copy[size:]
+            servers = _admission(setup)
+            for process in group:
+                process.admission = servers
+            served.add(group, balances)
+
+    def _engine(self, name: str, fleet: Fleet, decodes_only: bool = False) -> list[ReplicaProcess]:
+        """One engine, or the ranks of a lockstep group."""
         num_ranks = fleet.setup.lockstep_ranks
         ranks = [self._replica(name, fleet, decodes_only) for _ in range(num_ranks)]
         steps = EngineProcess(lockstep_group(ranks) if num_ranks > 1 else ranks[0])
         self.start(steps)
-        return [ReplicaProcess(rank, steps, servers) for rank in ranks]
+        return [ReplicaProcess(rank, steps) for rank in ranks]
 
     def _replica(self, name: str, fleet: Fleet, decodes_only: bool) -> Replica:
         """Return the next replica, leaping if its engine can."""

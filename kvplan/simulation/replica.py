@@ -135,6 +135,10 @@ class Replica(ReplicaStats):
         )
         return free - self.queued_blocks
 
+    def used_share(self, now: int) -> float:
+        """Share of the pool's blocks that requests hold at this moment."""
+        return 1.0 - (self.spare_blocks(now) + self.queued_blocks) / self.num_blocks
+
     # --- begin ------------------------------------------------------------------------------
 
     def begin(self, now: int, next_arrival: int = NEVER_COMES, next_sample: int = 0) -> int | None:
