@@ -24,6 +24,7 @@ from kvplan.engines.flags import EngineArgs, as_count, as_none
 from kvplan.engines.joint_commands import join
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
+from kvplan.engines.nodes import USUAL_GPUS, check_devices, replica_size
 from kvplan.engines.shell_words import image_version, start_of, starts_of, words_of
 from kvplan.engines.some_values import about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, speculation, without_effect
@@ -51,6 +52,9 @@ OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if f
 """Fields that are flags of vLLM's -> the flag."""
 OTHERS_TOO = "more than one engine is started; the first is planned"
 """A note: what is pasted starts several."""
+
+BY_RAY = "Ray finds the machines of --distributed-executor-backend ray: planned on one, or say kvplan's own --nnodes"
+"""A note: Ray puts ranks on the machines that it finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,11 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     args = _args(fields)
     if speculation(drafting).num_speculative_tokens_per_batch_size and draft_tiers(args) is None:
         notes.append("num_speculative_tokens_per_batch_size does nothing over several data-parallel ranks")
+    by_ray = told.all.get("distributed-executor-backend") == "ray"
+    if isinstance(told.all.get("device-ids"), str) and not by_ray:
+        check_devices(told.all["device-ids"], args)
+    if by_ray and replica_size(args) > USUAL_GPUS:
+        notes.append(BY_RAY)
     return Command(
         engine="vllm",
         model=told.model,

@@ -52,6 +52,8 @@ All2AllBackend = Annotated[
     ],
     BeforeValidator(as_word),
 ]  # fmt: skip
+OVER_NVLINK = ("moonep", "flashinfer_all2allv", "flashinfer_nvlink_one_sided", "flashinfer_nvlink_two_sided")
+"""Exchanges that know no network: vLLM 0.32 `config/parallel.py`, `distributed/device_communicators/all2all.py`."""
 MambaBackend = Annotated[Literal["triton", "flashinfer", "cpu"], BeforeValidator(as_word)]
 SsuAlgorithm = Annotated[
     Literal["auto", "simple", "vertical", "horizontal"] | None, BeforeValidator(as_maybe)

@@ -46,6 +46,11 @@ class Spread(NamedTuple):
     assumed: bool = False
     """No flag says which replicas share a machine."""
 
+    @property
+    def num_gpus(self) -> int:
+        """Of all machines."""
+        return self.gpus_each * (self.num_machines - 1) + self.gpus_of_last
+
     def __str__(self) -> str:
         """One sentence for the plan."""
         crossing = [
@@ -183,6 +188,23 @@ def _listed(numbers: range) -> str:
     if len(numbers) < 5:
         return ", ".join(map(str, numbers))
     return f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}"
+
+
+def check_devices(listed: str, args: EngineArgs) -> None:
+    """Refuse --device-ids that are named twice, or fewer than the command's ranks on its machine; raises KvplanError.
+
+    Source: vLLM 0.32 `engine/arg_utils.py: _resolve_device_ids`, `v1/engine/utils.py`, `v1/worker/gpu_worker.py`.
+    """
+    ids = [one.strip() for one in listed.split(",")]
+    if len(set(ids)) < len(ids):
+        raise KvplanError(f"--device-ids {listed[:60]}: must not contain duplicates")
+    alone = has_own_command(args) and args.nnodes == 1
+    here = len(replicas_started(args)) * replica_size(args) if args.nnodes == 1 else gpus_each(args)
+    need = replica_size(args) if alone else here
+    if len(ids) < need:
+        raise KvplanError(
+            f"--device-ids {listed[:60]}: {counted(len(ids), 'device')}, the command's ranks take {need}"
+        )
 
 
 def check_nodes(args: EngineArgs, *, moe: bool) -> None:

@@ -79,6 +79,11 @@ def check_together(told: Mapping[str, Any]) -> None:
         raise KvplanError(
             f"--nnodes {nodes} does not go with --distributed-executor-backend ray; leave one out"
         )
+    if (
+        told.get("all2all-backend") == "moonep"
+        and told.get("expert-placement-strategy", "linear") != "linear"
+    ):
+        raise KvplanError("--all2all-backend moonep requires --expert-placement-strategy linear")
     if told.get("enable-fault-tolerance") is True:
         if told.get("data-parallel-external-lb") is not True and told.get("data-parallel-rank") is None:
             raise KvplanError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
+from kvplan.engines.kernel_flags import OVER_NVLINK
 from kvplan.engines.nodes import commands_line, find_spread
 from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
@@ -371,6 +372,10 @@ class Plan:
             )
             each = held * spread.gpus_each // self.args.num_gpus
             lines.append(f"{spread}{f' Host memory of each: {gib(each):,.2f} GiB.' if held else ''}")
+        if spread.exchanges_cross and self.args.all2all_backend in OVER_NVLINK:
+            lines.append(
+                f"--all2all-backend {self.args.all2all_backend} needs NVLink between them, as racks have it."
+            )
         if others and self.question.engine.engine == "vllm":
             lines.append(others)
         return lines

@@ -105,6 +105,8 @@ def _expert_format(model: ModelSpec, args: EngineArgs) -> str:
 def _check_exchange(model: ModelSpec, args: EngineArgs) -> None:
     if args.all2all_backend != "moonep" or not model.is_moe:
         return
+    if args.enable_eplb:
+        raise KvplanError("--all2all-backend moonep does not go with --enable-eplb")
     if model.quantization or args.quantization or _expert_format(model, args) != "bf16":
         raise KvplanError("--all2all-backend moonep: for unquantised bf16 models only")
 

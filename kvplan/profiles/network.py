@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvplan.engines.nodes import Spread
+from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import cdiv
 from kvplan.profiles.doubt import Unmeasured
 from kvplan.timing.costs import ReduceCosts, Seconds
@@ -16,6 +17,8 @@ from kvplan.timing.work import Number, StepWork
 
 BETWEEN_MACHINES = LINKS["ib"]
 """What joins machines where nobody says: one network card of 400 Gb/s for each GPU."""
+RACKS, RACK_GPUS = ("gb200", "gb300"), 72
+"""Cards whose machines NVLink joins too, and how many GPUs of a rack it does."""
 NETWORKS = (45e9, 10e-6), (12e9, 30e-6)
 """Bytes a second and GPU, and seconds a hop, between which networks lie (assumed): 400 Gb/s at its best, 100 Gb/s."""
 BATCHES = 1, 64, 512
@@ -57,31 +60,39 @@ def inside_machine(work: StepWork, spread: Spread) -> StepWork:
     return replace(work, num_ranks=spread.sum_ranks_each, gathers=gathers)
 
 
-def over_network(time: ModelStepTime, spread: Spread, link: Link | None, inside: Inside) -> ModelStepTime:
+def between_machines(gpu: GpuSpec, spread: Spread, nvlink: Link) -> Link:
+    """What joins machines where nobody says: NVLink within a rack that has it, else a network card for each GPU."""
+    if gpu.name in RACKS and spread.num_gpus <= RACK_GPUS:
+        return replace(nvlink, source="machines of one rack, assumed")
+    return BETWEEN_MACHINES
+
+
+def over_network(
+    time: ModelStepTime, spread: Spread, link: Link | None, across: Link, inside: Inside
+) -> ModelStepTime:
     """The step with those exchanges over the network that cross it.
 
     A link that the user stated serves all exchanges, as on one machine.
     """
-    return time if link is not None else _over(time, spread, BETWEEN_MACHINES, inside)
+    return time if link is not None else _over(time, spread, across, inside)
 
 
 def network_doubts(
-    time: ModelStepTime, spread: Spread, link: Link | None, inside: Inside, hidden_size: int
+    time: ModelStepTime, spread: Spread, link: Link | None, across: Link, inside: Inside, hidden_size: int
 ) -> Iterator[Unmeasured]:
     """How far steps may be off where the network was not stated; hand-overs between stages on it are not timed."""
     if link is None and (spread.sums_cross or spread.exchanges_cross):
-        fast, slow = (
-            _over(time, spread, replace(BETWEEN_MACHINES, bytes_per_s=rate, latency_s=hop), inside)
-            for rate, hop in NETWORKS
-        )
+        ends = [replace(BETWEEN_MACHINES, bytes_per_s=rate, latency_s=hop) for rate, hop in NETWORKS]
+        fast, slow = ends if across is BETWEEN_MACHINES else (across, BETWEEN_MACHINES)
         yield Unmeasured(
-            f"between machines {BETWEEN_MACHINES.bytes_per_s / 1e9:g} GB/s a GPU, assumed",
-            min(_ratio(fast, time, n) for n in BATCHES),
-            max(_ratio(slow, time, n) for n in BATCHES),
+            f"between machines {across.bytes_per_s / 1e9:g} GB/s a GPU, assumed",
+            min(_ratio(_over(time, spread, fast, inside), time, n) for n in BATCHES),
+            max(_ratio(_over(time, spread, slow, inside), time, n) for n in BATCHES),
         )
     if spread.stages_cross:
-        across = link or BETWEEN_MACHINES
-        most = max(1.0 + _hand_over(n, spread, across, hidden_size) / _seconds(time, n) for n in BATCHES)
+        most = max(
+            1.0 + _hand_over(n, spread, link or across, hidden_size) / _seconds(time, n) for n in BATCHES
+        )
         yield Unmeasured("pipeline stages on several machines: hand-overs are not timed", 1.0, most)
 
 

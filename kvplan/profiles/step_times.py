@@ -37,7 +37,7 @@ from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.kernel_doubt import kernel_doubts
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
-from kvplan.profiles.network import BETWEEN_MACHINES, Inside, inside_machine, network_doubts, over_network
+from kvplan.profiles.network import Inside, between_machines, inside_machine, network_doubts, over_network
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
@@ -141,9 +141,10 @@ def make_step_times(
             near.reduce if spread.sum_ranks_each > 1 else None,
             near.gather if spread.replicas_each > 1 else None,
         )
-        time = over_network(time, spread, link, inside)
-        notes += (f"between machines: {link or BETWEEN_MACHINES}",)
-        doubt = doubt.wider(network_doubts(time, spread, link, inside, model.hidden_size))
+        across = between_machines(gpu, spread, default_link(gpu))
+        time = over_network(time, spread, link, across, inside)
+        notes += (f"between machines: {link or across}",)
+        doubt = doubt.wider(network_doubts(time, spread, link, across, inside, model.hidden_size))
     if engine.engine == "vllm":
         nccl = cast(Seconds | None, timing.surfaces.get(f"all_gather.{args.tensor_parallel_size}"))
         doubt = doubt.wider(graph_doubts(graphs, args, engine, model, time))

@@ -20,9 +20,10 @@ from kvplan.engines.nodes import (
     replica_size,
 )
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.gpu import split_count
+from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.ground.units import GiB
 from kvplan.memory.exchange_buffers import exchange_bytes
+from kvplan.memory.kernel_checks import check_kernels
 from kvplan.models.load import load_model
 
 VLLM = json.loads((FIXTURES / "machines_vllm_0.32.json").read_text())
@@ -177,3 +178,37 @@ def test_machines_of_a_cloud_by_their_number() -> None:
     ):
         with pytest.raises(KvplanError, match=why):
             cards(text, told(flags))
+
+
+def test_devices_of_a_command() -> None:
+    """Enough for the ranks on its machine, each once (vLLM 0.32 `_resolve_device_ids`)."""
+    told("-tp 2 --device-ids 2,3")
+    told("-dp 16 -dpl 4 --device-ids 0,1,2,3")
+    told("-dp 16 -dpn 3 --device-ids 3")
+    told("-tp 4 --device-ids 0,1 --distributed-executor-backend ray")
+    for line, why in (
+        ("-tp 2 --device-ids 3", "1 device, the command's ranks take 2"),
+        ("-dp 16 -dpl 4 --device-ids 0,1", "2 devices, the command's ranks take 4"),
+        ("-tp 16 -n 2 --device-ids 0,1,2,3", "4 devices, the command's ranks take 8"),
+        ("-tp 2 --device-ids 3,3", "must not contain duplicates"),
+    ):
+        with pytest.raises(KvplanError, match=why):
+            told(line)
+
+
+def test_ray_finds_machines_that_no_flag_names() -> None:
+    ray = "--distributed-executor-backend ray"
+    assert "kvplan's own --nnodes" in read_command(f"vllm serve m -tp 8 -pp 2 {ray}").notes[0]
+    assert read_command(f"vllm serve m -tp 8 {ray}").notes == ()
+
+
+def test_moonep_keeps_experts_in_line() -> None:
+    """vLLM 0.32 `config/vllm.py`."""
+    with pytest.raises(KvplanError, match="requires --expert-placement-strategy linear"):
+        told("--all2all-backend moonep --expert-placement-strategy round_robin")
+    with pytest.raises(KvplanError, match="moonep does not go with --enable-eplb"):
+        check_kernels(
+            load_model("Qwen/Qwen3-30B-A3B"),
+            told("-dp 2 -ep --all2all-backend moonep --enable-eplb"),
+            get_gpu("h100"),
+        )

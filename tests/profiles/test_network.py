@@ -114,3 +114,31 @@ def test_replicas_on_machines_gather_there_and_over_the_network() -> None:
     assert times(MODEL, data_parallel_size=16, data_parallel_size_local=8).time.ticks(STEP) == pytest.approx(
         times(MODEL).time.ticks(STEP)
     )
+
+
+def test_racks_of_nvlink_need_no_network() -> None:
+    """Machines of four GB200 in one rack exchange over NVLink; beyond a rack's 72 GPUs over the network."""
+    flags: dict[str, Any] = {"enable_expert_parallel": True, "data_parallel_size_local": 4}
+
+    def step(gpu: str, replicas: int) -> StepTimes:
+        args = EngineArgs(data_parallel_size=replicas, **flags)
+        return make_step_times(load_model(MOE), get_gpu(gpu), args)
+
+    inside, beyond = step("gb200", 64), step("gb200", 128)
+    assert any("machines of one rack, assumed" in note for note in inside.notes)
+    assert any("between machines: ib at 40 GB/s" in note for note in beyond.notes)
+    assert any("between machines: ib at 40 GB/s" in note for note in step("b200", 64).notes)
+    moved = 1e8
+    assert inside.time.costs.gather(moved) < 0.5 * step("b200", 64).time.costs.gather(moved)
+
+
+def test_exchanges_over_nvlink_alone_are_told_of() -> None:
+    plan = estimate(
+        MOE,
+        "gb200",
+        data_parallel_size=16,
+        data_parallel_size_local=4,
+        enable_expert_parallel=True,
+        all2all_backend="flashinfer_nvlink_one_sided",
+    )
+    assert "--all2all-backend flashinfer_nvlink_one_sided needs NVLink between them" in str(plan)
