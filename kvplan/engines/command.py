@@ -50,6 +50,13 @@ NOT_PLANNED = {
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
 OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}
 """Fields that are flags of vLLM's -> the flag."""
+OF_A_MACHINE = {
+    **dict.fromkeys(
+        ("node-rank", "data-parallel-rank", "data-parallel-start-rank"), "planned as the first's command"
+    ),
+    "data-parallel-size-local": "all replicas are planned on one machine",
+}
+"""Flags whose value a script finds on each machine, and what is planned where it is a variable's."""
 OTHERS_TOO = "more than one engine is started; the first is planned"
 """A note: what is pasted starts several."""
 
@@ -169,8 +176,17 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         no_effect=tuple(dict.fromkeys(told.unaffected + idle)),
         not_planned=tuple(dict.fromkeys(told.unplanned + changing)),
         environment=environment,
-        notes=(*notes, *in_vain(told.all)),
+        notes=(*notes, *_unstated_machines(told.all), *in_vain(told.all)),
     )
+
+
+def _unstated_machines(told: Mapping[str, Any]) -> list[str]:
+    """What is taken for variables that say which machine a command is for."""
+    return [
+        f"--{flag} {told[flag]} is not stated: {meant}"
+        for flag, meant in OF_A_MACHINE.items()
+        if "$" in str(told.get(flag, ""))
+    ]
 
 
 def _apart(words: list[str]) -> _Told:
@@ -195,6 +211,8 @@ def _apart(words: list[str]) -> _Told:
         elif flag not in ACTS:
             check_pruning(flag, value)
             unaffected.append(f"--{flag}")
+        elif isinstance(value, str) and "$" in value and flag in OF_A_MACHINE:
+            acting |= {} if flag == "data-parallel-size-local" else {flag: 0}
         elif isinstance(value, str) and "$" in value:
             raise KvplanError(f"--{flag} {value}: the variable's value is not stated")
         elif inner:

@@ -53,8 +53,10 @@ def join(commands: Sequence[EngineArgs]) -> Joint | None:
     what, whole = (
         ("machine", parts[0].nnodes) if parts[0].nnodes > 1 else ("replica", parts[0].data_parallel_size)
     )
-    if twice := next((rank for rank in taken if taken.count(rank) > 1), None):
-        raise KvplanError(f"two of the commands start {what} {twice}")
+    if twice := [rank for rank in taken if taken.count(rank) > 1]:
+        raise KvplanError(
+            f"two of the commands start {what} {twice[0]}; --data-parallel-size-local says how many each has"
+        )
     first = min(range(len(parts)), key=lambda i: (parts[i].headless, *started[i][:1]))
     args = parts[first]
     if args.nnodes == 1 and not has_own_command(args):

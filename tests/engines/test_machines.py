@@ -95,6 +95,8 @@ def test_a_machine_without_replicas_and_replicas_without_a_machine() -> None:
 def test_commands_that_start_the_same_or_something_else() -> None:
     with pytest.raises(KvplanError, match="two of the commands start replica 4"):
         read_command(f"{HEAD}\n{REST.replace('-dpr 8', '-dpr 4')}")
+    with pytest.raises(KvplanError, match="start replica 0; --data-parallel-size-local says"):
+        read_command("vllm serve m -dp 8\nvllm serve m -dp 8 -dpr 4")
     for other in (
         "vllm serve m -dp 16",
         REST.replace("-ep", "-tp 2"),
@@ -212,3 +214,23 @@ def test_moonep_keeps_experts_in_line() -> None:
             told("-dp 2 -ep --all2all-backend moonep --enable-eplb"),
             get_gpu("h100"),
         )
+
+
+def test_variables_that_each_machine_has_its_own_value_of() -> None:
+    """As launchers write them; the first machine's command is planned, and it is said."""
+    read = read_command(
+        "vllm serve m -dp 16 --data-parallel-size-local 8 --data-parallel-hybrid-lb -ep"
+        " --data-parallel-start-rank $((LWS_WORKER_INDEX * 8)) --data-parallel-address $(LWS_LEADER_ADDRESS)"
+    )
+    assert (balancing(read.args), replicas_started(read.args)) == ("hybrid", range(8))
+    assert read.notes[0].startswith(
+        "--data-parallel-start-rank $((LWS_WORKER_INDEX * 8)) is not stated: planned as"
+    )
+    nodes = read_command("vllm serve m -tp 16 --nnodes 2 --node-rank $RANK --master-addr $HEAD")
+    assert (nodes.args.node_rank, nodes.notes) == (
+        0,
+        ("--node-rank $RANK is not stated: planned as the first's command",),
+    )
+    local = read_command("vllm serve m -dp 16 -dpl $LOCAL")
+    assert num_machines(local.args) == 1
+    assert "all replicas are planned on one machine" in local.notes[0]
