@@ -161,11 +161,6 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     args = _args(fields)
     if speculation(drafting).num_speculative_tokens_per_batch_size and draft_tiers(args) is None:
         notes.append("num_speculative_tokens_per_batch_size does nothing over several data-parallel ranks")
-    by_ray = told.all.get("distributed-executor-backend") == "ray"
-    if isinstance(told.all.get("device-ids"), str) and not by_ray:
-        check_devices(told.all["device-ids"], args)
-    if by_ray and replica_size(args) > USUAL_GPUS:
-        notes.append(BY_RAY)
     return Command(
         engine="vllm",
         model=told.model,
@@ -176,17 +171,21 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         no_effect=tuple(dict.fromkeys(told.unaffected + idle)),
         not_planned=tuple(dict.fromkeys(told.unplanned + changing)),
         environment=environment,
-        notes=(*notes, *_unstated_machines(told.all), *in_vain(told.all)),
+        notes=(*notes, *_of_machines(told.all, args), *in_vain(told.all)),
     )
 
 
-def _unstated_machines(told: Mapping[str, Any]) -> list[str]:
-    """What is taken for variables that say which machine a command is for."""
-    return [
+def _of_machines(told: Mapping[str, Any], args: EngineArgs) -> list[str]:
+    """What is taken for machines that no flag names; raises KvplanError for devices that are too few."""
+    by_ray = told.get("distributed-executor-backend") == "ray"
+    if isinstance(told.get("device-ids"), str) and not by_ray:
+        check_devices(told["device-ids"], args)
+    unstated = [
         f"--{flag} {told[flag]} is not stated: {meant}"
         for flag, meant in OF_A_MACHINE.items()
         if "$" in str(told.get(flag, ""))
     ]
+    return [BY_RAY, *unstated] if by_ray and replica_size(args) > USUAL_GPUS else unstated
 
 
 def _apart(words: list[str]) -> _Told:

@@ -113,7 +113,7 @@ def groups_of_servers(args: EngineArgs) -> tuple[int, ...]:
     return (each,) * (dp // each) + ((dp % each,) if dp % each else ())
 
 
-def check_balancing(args: EngineArgs, *, moe: bool) -> None:
+def check_balancing(args: EngineArgs, *, may_stand_alone: bool) -> None:
     """Refuse what vLLM refuses of replicas on machines and of who spreads requests over them; raises KvplanError."""
     dp, local = args.data_parallel_size, args.data_parallel_size_local
     external, multi = has_own_command(args), args.data_parallel_multi_port_external_lb
@@ -136,7 +136,7 @@ def check_balancing(args: EngineArgs, *, moe: bool) -> None:
         raise KvplanError(f"--data-parallel-size-local {local} must be at most --data-parallel-size {dp}")
     if external:
         _check_external(args)
-    if (external or multi) and dp > 1 and not moe:
+    if (external or multi) and dp > 1 and not may_stand_alone:
         raise KvplanError(
             "--data-parallel-external-lb is for mixtures of experts: start engines of their own, without"
             " --data-parallel-size"

@@ -207,9 +207,12 @@ def check_devices(listed: str, args: EngineArgs) -> None:
         )
 
 
-def check_nodes(args: EngineArgs, *, moe: bool) -> None:
-    """Refuse machines that ranks do not divide over, as vLLM does; raises KvplanError with what would do."""
-    check_balancing(args, moe=moe)
+def check_nodes(args: EngineArgs, *, may_stand_alone: bool = True) -> None:
+    """Refuse machines that ranks do not divide over, as vLLM does; raises KvplanError with what would do.
+
+    `may_stand_alone`: replicas may have commands of their own, as those of mixtures (and all before vLLM 0.21) may.
+    """
+    check_balancing(args, may_stand_alone=may_stand_alone)
     if args.nnodes > 1:
         _check_equal_runs(args)
 

@@ -12,6 +12,10 @@ IDLE_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
         ("vllm.v1.core.sched.async_scheduler.asyncscheduler",),
         "a scheduler of one's own: which requests run, and so times and preemptions, may be others",
     ),
+    "distributed-executor-backend": (
+        ("mp", "ray", "uni", "external_launcher"),
+        "an executor of one's own: on which cards ranks run, and what passes between them, may be others",
+    ),
     "worker-cls": (
         ("auto", "vllm.v1.worker.gpu_worker.worker"),
         "a worker of one's own: what it takes of the card is not counted",

@@ -188,7 +188,7 @@ def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     _check_pooling(question, args)
     if question.engine.engine == "vllm":
-        check_nodes(args, moe=question.model.is_moe)
+        check_nodes(args, may_stand_alone=question.model.is_moe or not question.engine.is_vllm(0, 21))
     check_sharding(question.model, args)
     check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)

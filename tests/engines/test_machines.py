@@ -23,6 +23,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.ground.units import GiB
 from kvplan.memory.exchange_buffers import exchange_bytes
+from kvplan.memory.forward import estimate
 from kvplan.memory.kernel_checks import check_kernels
 from kvplan.models.load import load_model
 
@@ -37,7 +38,7 @@ def told(line: str) -> EngineArgs:
 
 def refusal(line: str, moe: bool) -> str:
     try:
-        check_nodes(told(line), moe=moe)
+        check_nodes(told(line), may_stand_alone=moe)
     except KvplanError as error:
         return str(error)
     return ""
@@ -180,6 +181,14 @@ def test_machines_of_a_cloud_by_their_number() -> None:
     ):
         with pytest.raises(KvplanError, match=why):
             cards(text, told(flags))
+
+
+def test_dense_replicas_stood_alone_in_older_versions() -> None:
+    """vLLM 0.21 refuses them, as vllm-ascend's issue 11863 shows; logs of older ones are planned."""
+    flags = {"data_parallel_size": 2, "data_parallel_rank": 1}
+    assert estimate("Qwen/Qwen3-8B", "h100", engine="vllm@0.19", **flags).fits
+    with pytest.raises(KvplanError, match="for mixtures of experts"):
+        estimate("Qwen/Qwen3-8B", "h100", engine="vllm@0.21", **flags)
 
 
 def test_devices_of_a_command() -> None:
