@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
 from kvplan.engines.kernel_flags import OVER_NVLINK
-from kvplan.engines.nodes import commands_line, find_spread
+from kvplan.engines.nodes import commands_line, find_spread, num_machines
 from kvplan.engines.pooling import find_pooling
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
 from kvplan.engines.stages import PipelineStage, stages_of
@@ -287,6 +287,7 @@ class Plan:
             "engine": str(question.engine),
             "entry_point": question.entry_point,
             "num_gpus": self.args.num_gpus,
+            "num_machines": num_machines(self.args),
             "price_per_hour": self.price_per_hour,
             "colocate": {role: model.name for role, model in question.colocate},
             **question.demand.model_dump(),

@@ -93,6 +93,13 @@ def test_a_machine_without_replicas_and_replicas_without_a_machine() -> None:
     assert nodes.notes[1] == "started by none of these commands, so vLLM waits for them: machines 1, 3"
 
 
+def test_sglangs_commands_of_two_machines() -> None:
+    start = "python -m sglang.launch_server --model-path m --tp 16 --nnodes 2 --node-rank"
+    read = read_command(f"{start} 1\n{start} 0")
+    assert (read.args.nnodes, read.args.node_rank) == (2, 0)
+    assert read.notes == ("2 commands of one deployment: machines 1, 0",)
+
+
 def test_commands_that_start_the_same_or_something_else() -> None:
     with pytest.raises(KvplanError, match="two of the commands start replica 4"):
         read_command(f"{HEAD}\n{REST.replace('-dpr 8', '-dpr 4')}")

@@ -76,6 +76,7 @@ def test_the_plan_says_what_crosses_and_what_a_machine_holds() -> None:
         in str(plan)
     )
     assert "--nnodes 2" in plan.serve_command
+    assert plan.to_dict()["inputs"]["num_machines"] == 2
     assert plan.budget == estimate(MODEL, "h100", tensor_parallel_size=16, kv_offloading_size=64).budget
 
 
