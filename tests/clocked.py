@@ -14,6 +14,7 @@ from kvplan.ground.units import TICKS_PER_S
 from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification, VerificationCosts
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.deploy import StatedStepTime
 from kvplan.simulation.in_flight import NEVER_COMES
@@ -48,14 +49,23 @@ class Clocked:
     """One run. `leaps=False` is the step-by-step scheduler behind the same replica, `visits` lets that one leap."""
 
     def __init__(
-        self, scenario: VLLMScenario, leaps: bool, block_ticks: bool = False, visits: bool = False
+        self,
+        scenario: VLLMScenario,
+        leaps: bool,
+        block_ticks: bool = False,
+        visits: bool = False,
+        costs: VerificationCosts | None = None,
     ) -> None:
         self.sums = (*SUMS, "used_block_ticks") if block_ticks else SUMS
         config = scenario.engine_config
         self.scenario = scenario
         accept = accept_drafts(scenario.accept_rate, (7,))
+        drafts = config.num_speculative_tokens
+        verification = AdaptiveVerification(costs, accept.survival(drafts)) if costs else None
         self.engine = (
-            make_leap_scheduler(config, accept) if leaps else StepByStep(config, accept, leaps=visits)
+            make_leap_scheduler(config, accept)
+            if leaps
+            else StepByStep(config, accept, leaps=visits, verification=verification)
         )
         self.replica = Replica(0, self.engine, STEP_TIME, config, TokenMeter(), self._ended)
         self.records: list[Record] = []

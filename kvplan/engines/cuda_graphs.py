@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvplan.engines.compilation_config import CompilationFlags, Compile, compilation_flags
-from kvplan.engines.drafting import draft_tiers
+from kvplan.engines.drafting import draft_tiers, verifies_adaptively
 from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.kernel_flags import EAGER_EXCHANGES
+from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.draft_tiers import drafts_by_batch
 from kvplan.formulas.graphs import (
     MAX_CAPTURE_SIZE,
@@ -64,6 +65,14 @@ def find_graphs(
     ceiling = max_capture_size(compute_capability) if version.is_vllm(*LARGER_GRAPHS) else MAX_CAPTURE_SIZE
     sizes = _sizes(args, told, seqs, tokens, ceiling, widest) if mode != "NONE" else ()
     mode = _captured(mode, args, model, told, compiled)
+    if speculation(args.speculative_config).enable_adaptive_verification and "FULL" not in mode:
+        raise KvplanError(
+            f"enable_adaptive_verification of --speculative-config requires full CUDA graphs, not {mode}"
+        )
+    varlen = verifies_adaptively(args)
+    if varlen:  # `resolve_adaptive_cudagraph_mode`
+        in_pieces = mode != "FULL_DECODE_ONLY" and (compiled or _breaks(args, model))
+        mode = "FULL_AND_PIECEWISE" if in_pieces else "FULL_DECODE_ONLY"
     split = compiled and told.splitting_ops is None and not told.pass_config.fuse_attn_quant
     settled = settled_mode(mode, support, width, compiled=compiled, split=split)
     if not settled:
@@ -75,8 +84,8 @@ def find_graphs(
     if rounds_all and width > 1 and MODES[settled][0] == "full":
         sizes = _rounded(sizes, width)
     cases = _lora_cases(args, told) if not rounds_all or told.cudagraph_specialize_lora else 1
-    widths = tuple(sorted(widest)) if tiers is not None else ()
-    return Graphs(settled, sizes if settled != "NONE" else (), seqs, width, cases, widths)
+    widths = tuple(sorted(widest)) if tiers is not None and not varlen else ()
+    return Graphs(settled, sizes if settled != "NONE" else (), seqs, width, cases, widths, varlen)
 
 
 def _lora_cases(args: EngineArgs, told: CompilationFlags) -> int:

@@ -6,7 +6,7 @@ its first architecture, not by what layers a checkpoint holds. Other engines are
 
 from __future__ import annotations
 
-from kvplan.engines.draft_kinds import FED, FEED_HEADS, drafts_itself, method_of_draft
+from kvplan.engines.draft_kinds import FED, FEED_HEADS, READ_STATES, drafts_itself, method_of_draft
 from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.speculative_config import MAY_HAVE_A_MODEL, speculation
 from kvplan.formulas.draft_tiers import DraftTiers, drafts_by_batch
@@ -117,6 +117,7 @@ def check_drafting(
         )
     _check_keys(model, args, draft)
     _check_tiers(args, engine)
+    _check_adaptive(args, engine)
     if args.speculative_method == "extract_hidden_states":
         _check_extracting(args)
     if args.speculative_method == "mtp" and model.num_mtp_modules and draft is None:
@@ -223,6 +224,33 @@ def draft_tiers(args: EngineArgs) -> DraftTiers | None:
     if not args.num_speculative_tokens or args.data_parallel_size > 1:
         return None
     return speculation(args.speculative_config).num_speculative_tokens_per_batch_size
+
+
+def verifies_adaptively(args: EngineArgs) -> bool:
+    """Whether as many drafts are verified as their chances make worth it: of all that draft by a model.
+
+    Source: vLLM 0.32 `v1/worker/gpu/spec_decode/speculator.py: DraftModelSpeculator`.
+    """
+    told = speculation(args.speculative_config)
+    by_model = args.speculative_method in (*READ_STATES, "draft_model")
+    return args.num_speculative_tokens > 0 and told.enable_adaptive_verification and by_model
+
+
+def _check_adaptive(args: EngineArgs, engine: EngineVersion) -> None:
+    """Source: vLLM 0.32 `config/vllm.py`: `_validate_adaptive_verification` and what it does not go with."""
+    if not speculation(args.speculative_config).enable_adaptive_verification:
+        return
+    beside = {
+        "--enable-lora": args.enable_lora,
+        "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
+        "--enable-return-routed-experts": args.enable_return_routed_experts,
+        "--return-sampling-mask": args.return_sampling_mask,
+        "--enable-batch-sharded-sampling": bool(args.enable_batch_sharded_sampling),
+        "vLLM's first model runner": on_first_runner(args, engine),
+    }
+    for what, told in beside.items():
+        if told:
+            raise KvplanError(f"enable_adaptive_verification of --speculative-config does not go with {what}")
 
 
 def needs_first_runner(args: EngineArgs) -> bool:

@@ -61,6 +61,8 @@ class Environment(NamedTuple):
     """VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT: Kimi's MLPs are cut where tokens are split over ranks too."""
     weight_offloading_disable_uva: bool = False
     """VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: weights of --cpu-offload-gb are copied for each layer, not read in place."""
+    adaptive_verification_profile_context_len: int = 8192
+    """VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN: context of the steps that price the verifying of drafts."""
     weight_offloading_disable_pin_memory: bool = False
     """VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY: weights in host memory that may be paged."""
 
@@ -80,6 +82,12 @@ def _mib(name: str, value: str) -> int:
 def _size(name: str, value: str) -> int:
     if not re.fullmatch(r"\d{1,12}", value.strip()):
         raise KvplanError(f"{name}={value[:40]}: bytes, a whole number")
+    return int(value)
+
+
+def _tokens(name: str, value: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", value.strip()):
+        raise KvplanError(f"{name}={value[:40]}: tokens, a whole number")
     return int(value)
 
 
@@ -139,6 +147,7 @@ ACTS = {
     "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT": _number,
     "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": _number,
     "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY": _number,
+    "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN": _tokens,
 }
 """Variables that act -> how vLLM reads them."""
 KERNELS = "kernels: timed as the default's"

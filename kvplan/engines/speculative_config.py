@@ -114,7 +114,7 @@ class SpeculationFlags(Config):
     synthetic_acceptance_length: float | None = None
     """No effect: as `synthetic_acceptance_rates`."""
     enable_adaptive_verification: bool = False
-    """Not planned: fewer drafts are verified where they look wrong; all are."""
+    """Of the drafts as many are verified as their chances make worth it, the likeliest first."""
     draft_sample_method: Literal["greedy", "probabilistic"] = "greedy"
     """probabilistic keeps every draft's logits."""
     dspark_draft_topk: Positive | None = None
@@ -142,10 +142,10 @@ ACTING = (
     *("quantization", "attention_backend", "kv_cache_dtype", "disable_padded_drafter_batch"),
     *("disable_eagle_block_drop", "use_heterogeneous_vocab", "parallel_drafting", "draft_model_config"),
     *("draft_sample_method", "suffix_decoding_max_tree_depth", "num_speculative_tokens_per_batch_size"),
+    "enable_adaptive_verification",
 )
 """Keys beside those that change the plan; what others do stands under each."""
 UNPLANNED = {
-    "enable_adaptive_verification": "fewer drafts verified where they look wrong",
     "model": "a class of one's own, which drafts",
 }
 """Keys that change it in ways that are not planned, and what they are about."""

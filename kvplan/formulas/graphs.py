@@ -109,6 +109,8 @@ class Graphs(NamedTuple):
     """Sets of all graphs: with LoRA one without adapters and one with."""
     widths: tuple[int, ...] = ()
     """Tokens of a decoding sequence, of each number of drafts that is made; empty: `width` alone."""
+    varlen: bool = False
+    """Whether graphs of decodes take sequences of any number of tokens up to `width`, so that no size is rounded."""
 
     @property
     def decodes(self) -> Kind:
@@ -133,6 +135,8 @@ class Graphs(NamedTuple):
         if self.mode not in OWN_DECODES or not self.sizes:
             return ()
         most = min(self.max_num_seqs * width, self.sizes[-1])
+        if self.varlen:
+            return tuple(n for n in self.sizes if n <= most)
         rounded = {width * cdiv(n, width) for n in self.sizes}
         return tuple(sorted(n for n in rounded if n <= most))
 

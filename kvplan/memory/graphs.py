@@ -6,11 +6,12 @@ from functools import lru_cache
 
 from kvplan.engines.cuda_graphs import find_graphs
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.graphs import Graphs, Support
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.memory.kv.backends import Capability
-from kvplan.memory.kv.graph_support import graph_support
+from kvplan.memory.kv.graph_support import check_trimming, graph_support
 from kvplan.memory.kv.mixers import LayoutSetup, find_mixers
 from kvplan.memory.kv.versions import Rules
 from kvplan.models.spec import ModelSpec
@@ -39,7 +40,7 @@ def engine_graphs(
 READ_BY_ATTENTION = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"),
     *("enable_expert_parallel", "block_size", "kv_cache_dtype", "kv_cache_dtype_skip_layers", "dtype"),
-    *("attention_backend", "attention_config", "env"),
+    *("attention_backend", "attention_config", "env", "speculative_config"),
 )
 """Flags that say which backends serve a model's layers."""
 
@@ -53,9 +54,12 @@ def _support(model: ModelSpec, args: EngineArgs, capability: Capability) -> Supp
     """Of the target's layers; ALWAYS where no backend takes one, which the layout refuses."""
     try:
         setup = LayoutSetup.of(model, args, capability, Rules())
-        return graph_support(setup, find_mixers(setup))
+        mixers = find_mixers(setup)
     except KvplanError:
         return Support.ALWAYS
+    if speculation(args.speculative_config).enable_adaptive_verification:
+        check_trimming(setup, mixers)
+    return graph_support(setup, mixers)
 
 
 def attention_backends(model: ModelSpec, args: EngineArgs, gpu: GpuSpec) -> frozenset[str]:

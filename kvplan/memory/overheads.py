@@ -133,6 +133,7 @@ def captured_graphs(
 def _told(graphs: Graphs) -> str:
     """E.g. 86 graphs; with what the default is not: 51 graphs (PIECEWISE)."""
     told = [] if graphs.mode == "FULL_AND_PIECEWISE" else [graphs.mode]
+    told += ["any number of drafts"] if graphs.varlen else []
     if graphs.widths:
         told.append(f"of {', '.join(str(width - 1) for width in graphs.widths)} drafts")
     told += [f"{graphs.num_cases} sets for LoRA"] if graphs.num_cases > 1 else []

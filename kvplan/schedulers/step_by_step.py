@@ -7,6 +7,7 @@ are computed. Knows no clock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
@@ -23,6 +24,7 @@ from kvplan.schedulers.protocol import (
     Step,
 )
 from kvplan.schedulers.request import Request
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.held_prefix import HeldPrefix, held_prefix
@@ -93,10 +95,12 @@ class StepByStep:
         accept: AcceptDrafts | None = None,
         copies: Copies | None = None,
         leaps: bool = False,
+        verification: AdaptiveVerification | None = None,
     ) -> None:
         """`copies` moves KV to and from the tier beyond the GPU, if the engine has one.
 
-        It may leap between copies, and without a tier over decode steps in which few blocks change.
+        It may leap between copies, and without a tier over decode steps in which few blocks change. `verification`
+        says which drafts are verified; None: all.
         """
         assert (copies is None) == (config.kv_offloading is None)
         self.config = config
@@ -107,7 +111,12 @@ class StepByStep:
         self._accept = accept
         self._quiet = QuietSteps(self.scheduler) if leaps and copies is not None else None
         self._idle = IdleSteps(self.scheduler) if leaps and copies is not None else None
-        self._changes = make_visits(self.scheduler, accept) if not why_no_visits(config) else None
+        self._verification = verification
+        self._came_before: Collection[str] = ()
+        """Requests admitted in the last step with tokens."""
+        self._changes = (
+            make_visits(self.scheduler, accept, verification) if not why_no_visits(config) else None
+        )
         self._visits = self._changes if leaps else None
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
         self._prefill_ends: dict[str, int] = {}
@@ -160,6 +169,8 @@ class StepByStep:
         if self._in_flight and self._in_flight[0][1]:
             return None
         if self._visits is not None:
+            if self._came_before and self._verification is not None:
+                return None  # whose drafts count as sure in the next step
             return self._visits.plan_leap(in_flight, self._prefill_ends)
         if self._quiet is None:
             return None
@@ -191,6 +202,11 @@ class StepByStep:
             self._idle.begin(tells or any(one.num_scheduled_tokens for one, _ in self._in_flight))
         output = scheduler.schedule()
         requests = scheduler.requests
+        if self._verification is not None and output.num_scheduled_tokens:
+            if output.num_draft_tokens:
+                output.num_verified_drafts = self._verification.verified(output, self._came_before)
+            self._came_before = output.admitted
+        trimmed = _trimmed(output)
         if self._worker is not None and output.kv_connector_metadata is not None:
             meta = output.kv_connector_metadata
             self.offloaded.note(meta)
@@ -203,14 +219,18 @@ class StepByStep:
         chunks: list[Chunk] = []
         completed: list[Request] = []
         num_decodes = decode_context = decode_tokens = 0
-        each = 0 if self.config.num_speculative_tokens_per_batch_size else 1 + scheduler.num_spec_tokens
+        differ = (
+            self._verification is not None or self.config.num_speculative_tokens_per_batch_size is not None
+        )
+        each = 0 if differ else 1 + scheduler.num_spec_tokens
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, end = requests[request_id], self._prefill_ends[request_id]
             before = request.num_computed_tokens - num_tokens
             if before >= end:
+                num_verified = num_tokens - trimmed.get(request_id, 0)
                 num_decodes += 1
-                decode_context += before + num_tokens
-                decode_tokens += each or num_tokens
+                decode_context += before + num_verified
+                decode_tokens += each or num_verified
                 continue
             chunks.append(Chunk(request, num_tokens, before))
             if before + num_tokens >= end:
@@ -243,10 +263,10 @@ class StepByStep:
         scheduler = self.scheduler
         accepted = None
         if output.num_draft_tokens and self._accept is not None:
-            live = scheduler.requests
+            live, verified = scheduler.requests, output.num_verified_drafts or output.num_draft_tokens
             accepted = {
                 i: self._accept(live[i], n)
-                for i, n in output.num_draft_tokens.items()
+                for i, n in verified.items()
                 if i in live and i not in output.admitted  # whose drafts are placeholders
             }
         first_tokens = [request for request in completed if request.request_id in scheduler.requests]
@@ -333,3 +353,9 @@ class StepByStep:
         queue = loads.holding if loads is not None and loads.holding else self.scheduler.waiting
         first: Request = queue.peek_request()
         return first
+
+
+def _trimmed(output: SchedulerOutput) -> Mapping[str, int]:
+    """Drafts that a step schedules and does not verify, by request."""
+    verified = output.num_verified_drafts
+    return {i: n - verified[i] for i, n in output.num_draft_tokens.items()} if verified is not None else {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil, fsum
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.schedulers.protocol import AcceptDrafts, Counts
+from kvplan.schedulers.protocol import Counts
 from kvplan.schedulers.request import Request
 from kvplan.simulation.sim_request import SimRequest
 
@@ -20,7 +21,7 @@ Words = NDArray[np.uint64]
 
 def accept_drafts(
     rate: float | tuple[float, ...], stream: tuple[int, ...], lengths: tuple[float, ...] | None = None
-) -> AcceptDrafts:
+) -> DrawnDrafts:
     """How many drafts are right, each with its position's chance, up to the first wrong one; the last rate holds on.
 
     `lengths` comes before `rate`: shares of the steps that kept 0, 1, 2 ... drafts; none keeps more.
@@ -60,6 +61,10 @@ class DrawnDrafts:
             right &= draw < np.uint64(ceil(self._rate(i) * 2.0**53))
             runs += right
         return runs
+
+    def survival(self, num_drafts: int) -> tuple[float, ...]:
+        """The chance that the first so many drafts are all right, from one on."""
+        return tuple(accumulate((self._rate(i) for i in range(num_drafts)), mul))
 
     def _rate(self, place: int) -> float:
         return self.rates[min(place, len(self.rates) - 1)]

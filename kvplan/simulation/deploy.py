@@ -12,7 +12,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from kvplan.engines.drafting import draft_tiers, drafting_passes, drafts_at_once, on_first_runner
+from kvplan.engines.drafting import (
+    draft_tiers,
+    drafting_passes,
+    drafts_at_once,
+    on_first_runner,
+    verifies_adaptively,
+)
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_flags
 from kvplan.engines.load_balancing import groups_of_servers, num_api_servers
@@ -42,6 +48,7 @@ from kvplan.scenario.schema import (
     StepTimeSpec,
 )
 from kvplan.schedulers.sglang.config import SGLangConfig
+from kvplan.schedulers.vllm.adaptive_verification import VerificationCosts
 from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
@@ -50,6 +57,7 @@ from kvplan.simulation.admission_control import NO_LIMITS, QueueLimits
 from kvplan.simulation.api_server import NO_API_SERVER, ApiServerTimes
 from kvplan.simulation.file_tiers import TimedFiles
 from kvplan.simulation.transfers import TimedCopies
+from kvplan.simulation.verification_costs import verification_costs
 from kvplan.timing.costs import AttentionCosts
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import (
@@ -135,6 +143,8 @@ class Setup:
     """SGLang's flags, if its scheduler runs instead of vLLM's."""
     tier: HostTier | None = None
     """What lies beyond the GPU; None = nothing."""
+    verification: VerificationCosts | None = None
+    """What verifying and drafting cost, where they say how many drafts are verified; None = all are."""
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -236,6 +246,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
             sources[f"kv_offloading.secondary_tiers.{i}"] = f"files; {files.found(tier.measured)}"
     if sglang is None:
         sources["scheduler"] = describe_rules(config)
+    verification = None
+    if verifies_adaptively(args):
+        engine = parse_engine(deployment.engine_of)
+        verification = verification_costs(timed.time, model, gpu, args, engine, layout.max_model_len)
+        sources["verification"] = VERIFICATION
     apis = [api_times(deployment, args, end, timed.seen_by_client) for end in ("value", "low", "high")]
     return Setup(
         config=config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
@@ -263,7 +278,14 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
         sglang=sglang,
         tier=tier,
+        verification=verification,
     )
+
+
+VERIFICATION = (
+    "assumed: every draft looks as likely as its place's acceptance rate, where vLLM tells drafts apart and so accepts"
+    " more; costs by these step times, where vLLM measures them at start-up"
+)
 
 
 def _tier(
@@ -478,6 +500,7 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         spec_method=args.speculative_method,
         parallel_drafting=told.parallel_drafting,
         disable_eagle_block_drop=told.disable_eagle_block_drop,
+        enable_adaptive_verification=verifies_adaptively(args),
         prefill_schedule_interval=args.prefill_schedule_interval,
     )
 

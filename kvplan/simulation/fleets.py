@@ -15,6 +15,7 @@ from kvplan.schedulers.leap.make import counts_contents, make_leap_scheduler
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.admission_control import AdmissionControl
 from kvplan.simulation.api_server import ApiServers
@@ -189,7 +190,9 @@ class FleetBuilder:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
             copies = setup.tier.copies() if setup.tier is not None else None
-            engine = StepByStep(config, accept, copies, leaps=not walks)
+            costs, drafts = setup.verification, config.num_speculative_tokens
+            verification = AdaptiveVerification(costs, accept.survival(drafts)) if costs else None
+            engine = StepByStep(config, accept, copies, leaps=not walks, verification=verification)
             if copies is not None:
                 for tier, files in zip(engine.secondary_tiers, copies.files, strict=True):
                     tier.transfers = files

@@ -36,7 +36,7 @@ from kvplan.timing.costs import (
     padded,
     smaller,
 )
-from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepWork
+from kvplan.timing.work import NO_HEAD, AttentionWork, ExpertWork, Number, Product, StepWork
 from kvplan.timing.work import StepShape as StepShape
 
 Ticks = NDArray[np.int64]
@@ -185,6 +185,15 @@ def fewest_passes(time: StepTime) -> StepTime:
     if isinstance(time, DraftedStepTime) and time.passes_by_batch:
         return replace(time, num_drafts=min(time.passes_by_batch), passes_by_batch=())
     return time
+
+
+def without_sampling(time: StepTime) -> StepTime:
+    """A model's forward pass alone: neither the output head nor the host's part of a step."""
+    if not isinstance(time, ModelStepTime):
+        return time
+    host = replace(time.costs.host, step_s=0.0, row_s=0.0, many_s=0.0)
+    work = replace(time.work, head=NO_HEAD, head_bytes=0.0, head_flops=0.0)
+    return ModelStepTime(work, replace(time.costs, host=host, row_s=0.0))
 
 
 class ProductCosts(Protocol):

@@ -135,6 +135,38 @@ TIERED: list[dict[str, Any]] = json.loads((FIXTURES / "draft_tiers_vllm_0.32.jso
 """What vLLM answers where drafts hang on the batch, by both model runners (`make_graphs.py --tiers`)."""
 
 
+TRIMMED = [case for case in TIERED if "trimmed" in case]
+"""Those where drafts are left out on the card."""
+TIERED = [case for case in TIERED if "tiers" in case]
+
+
+def trimmed(case: dict[str, Any]) -> Graphs:
+    told = {"max_num_seqs": 256, "max_num_batched_tokens": 8192} | case["flags"]
+    told |= {"num_speculative_tokens": case["drafts"], "speculative_method": "eagle"}
+    told |= {"speculative_config": {"enable_adaptive_verification": True}}
+    return find_graphs(EngineArgs(**told), model("Qwen3ForCausalLM"), 9.0)
+
+
+def test_graphs_take_any_number_of_drafts_where_some_are_left_out() -> None:
+    """No size is rounded to whole sequences, full graphs are kept apart from pieces; without any it is refused."""
+    for case in TRIMMED:
+        if case["flags"].get("enable_lora"):
+            assert "LoRA" in case["refused"]
+            continue
+        if "refused" in case:
+            with pytest.raises(KvplanError, match="requires full CUDA graphs"):
+                trimmed(case)
+            continue
+        graphs = trimmed(case)
+        assert (graphs.mode, list(graphs.sizes)) == (case["mode"], case["sizes"]), case
+        assert graphs.num_captured == sum(case["captured"].values()), case
+        for tokens, requests, padded, kind in case["steps"]:
+            size = next_size(tokens, graphs.decode_sizes)
+            how = "NONE" if not size else "FULL" if size in graphs.own_decode_sizes else "PIECEWISE"
+            assert (size or tokens, how) == (padded, kind), (case, tokens, requests)
+    assert sum("refused" in case for case in TRIMMED) < len(TRIMMED) / 2
+
+
 def tiered(case: dict[str, Any]) -> Graphs:
     told = {"max_num_seqs": 256, "max_num_batched_tokens": 8192} | case["flags"]
     told |= {"num_speculative_tokens": case["drafts"], "speculative_method": "ngram_gpu"}

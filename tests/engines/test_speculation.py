@@ -92,10 +92,11 @@ def test_keys_say_what_they_do() -> None:
     }  # fmt: skip
     read = read_command(["vllm", "serve", "m", "--speculative-config", json.dumps(told)])
     assert read.no_effect == ("--speculative-config.revision",)
-    assert [text.split()[0] for text in read.not_planned] == [
-        "--speculative-config.enable_adaptive_verification"
-    ]
+    assert read.not_planned == ()
     assert speculation(read.args.speculative_config).kv_cache_dtype == "fp8"
+    own = {"method": "custom_class", "model": "my.Drafter", "num_speculative_tokens": 1}
+    read = read_command(["vllm", "serve", "m", "--speculative-config", json.dumps(own)])
+    assert [text.split()[0] for text in read.not_planned] == ["--speculative-config.model"]
 
 
 TIERS = [[1, 4, 3], [5, 16, 2], [32, 64, 0]]
@@ -145,6 +146,67 @@ def test_methods_that_draft_as_many_in_every_step(method: str, runner: str, stop
         return
     with pytest.raises(KvplanError, match=r"stops at the first step of 5 requests"):
         estimate("Qwen/Qwen3-8B", "h100", **flags, **beside)
+
+
+ADAPTIVE = {"num_speculative_tokens": 3, "speculative_method": "draft_model", "max_model_len": 8192}
+ADAPTIVE |= {"speculative_config": {"enable_adaptive_verification": True}}
+SMALL = {"draft": "Qwen/Qwen3-0.6B"}
+
+
+def test_verification_is_priced_by_step_times() -> None:
+    """Behind 8,192 tokens of context unless the variable says otherwise; graphs take any number of drafts."""
+    deployed = Deployment(model="Qwen/Qwen3-8B", gpu="h100", engine=ADAPTIVE, colocate=SMALL)
+    made = set_up(deployed)
+    assert made.config.enable_adaptive_verification
+    assert made.verification is not None
+    assert made.sources["verification"].startswith("assumed: every draft looks as likely")
+    verify, draft = made.verification.verify, made.verification.draft
+    assert verify[1] < verify[8] <= verify[256] < verify[8192]
+    assert 0 < draft[1] < draft[64]
+    assert verify[65] == verify[72] > verify[64]  # padded to a graph
+    flags = ADAPTIVE | {"env": "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN=512"}
+    short = set_up(Deployment(model="Qwen/Qwen3-8B", gpu="h100", engine=flags, colocate=SMALL))
+    assert short.verification is not None
+    assert short.verification.verify[64] < verify[64]
+    plan = estimate("Qwen/Qwen3-8B", "h100", **ADAPTIVE, colocate=SMALL)
+    assert any("(any number of drafts)" in row.source for row in plan.budget.rows)
+    assert "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN" not in "".join(made.sources)
+
+
+def test_who_looks_nothing_up_verifies_all() -> None:
+    """vLLM 0.32: a lookup has no speculator that estimates acceptance, so the key does nothing."""
+    flags = ADAPTIVE | {"speculative_method": "ngram"}
+    made = set_up(Deployment(model="Qwen/Qwen3-8B", gpu="h100", engine=flags))
+    assert made.verification is None
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    ({"enable_lora": True}, "does not go with --enable-lora"),
+    ({"pipeline_parallel_size": 2}, "does not go with --pipeline-parallel-size"),
+    ({"return_sampling_mask": True}, "does not go with --return-sampling-mask"),
+    ({"enable_batch_sharded_sampling": True}, "does not go with --enable-batch-sharded-sampling"),
+    ({"env": "VLLM_USE_V2_MODEL_RUNNER=0"}, "does not go with vLLM's first model runner"),
+    ({"compilation_config": {"cudagraph_mode": "PIECEWISE"}}, "requires full CUDA graphs, not PIECEWISE"),
+    ({"enforce_eager": True}, "requires full CUDA graphs, not NONE"),
+])  # fmt: skip
+def test_what_adaptive_verification_does_not_go_with(flags: dict[str, Any], why: str) -> None:
+    """vLLM 0.32 `config/vllm.py: _validate_adaptive_verification` and others."""
+    with pytest.raises(KvplanError, match=why):
+        estimate("Qwen/Qwen3-8B", "2xh100", **ADAPTIVE | flags, colocate=SMALL)
+
+
+def test_attention_that_cannot_trim_drafts_is_refused() -> None:
+    """FlashAttention 2's graphs want equal lengths, states the CPU's; FlashInfer trims on Blackwell alone."""
+    with pytest.raises(KvplanError, match="FLASH_ATTN replay no decodes of unlike lengths"):
+        estimate("Qwen/Qwen3-8B", "a100-80gb", **ADAPTIVE, colocate=SMALL)
+    states = ADAPTIVE | {"speculative_method": "mtp"}
+    with pytest.raises(KvplanError, match="plans states by the CPU's lengths"):
+        estimate("Qwen/Qwen3.5-9B", "h100", **states)
+    assert estimate("Qwen/Qwen3-8B", "b200", **ADAPTIVE, colocate=SMALL).serves
+    told = ADAPTIVE | {"attention_backend": "FLASHINFER"}
+    assert estimate("Qwen/Qwen3-8B", "b200", **told, colocate=SMALL).serves
+    with pytest.raises(KvplanError, match="FLASHINFER: adaptive verification not supported"):
+        estimate("Qwen/Qwen3-8B", "h100", **told, colocate=SMALL)
 
 
 def row(plan: Plan, name: str) -> int:

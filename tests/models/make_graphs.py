@@ -269,6 +269,47 @@ def ask_tiers(
     return {"mode": mode.name, "sizes": sizes, "dynamic": dynamic, "captured": captured, "steps": steps}
 
 
+def ask_trimmed(config: dict[str, Any], flags: dict[str, Any], drafts: int) -> dict[str, Any]:
+    """The same where drafts are left out on the card: [tokens, requests, padded tokens, kind] of steps of decodes."""
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.backend import AttentionCGSupport
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+    from vllm.v1.worker.gpu.lora_utils import get_lora_capture_cases
+    from vllm.v1.worker.gpu.spec_decode.adaptive_verification import resolve_adaptive_cudagraph_mode
+
+    told: dict[str, Any] = {"enforce_eager": False} | copy.deepcopy(flags)
+    told["speculative_config"] = {
+        "method": "ngram_gpu", "num_speculative_tokens": drafts, "enable_adaptive_verification": True,
+    }  # fmt: skip
+    os.environ.pop("VLLM_USE_V2_MODEL_RUNNER", None)
+    whole = vllm_meta.engine_config(copy.deepcopy(config), 1, **told)
+    compilation, width = whole.compilation_config, 1 + drafts
+    pieces = compilation.mode == 3
+    compilation.cudagraph_mode = resolve_adaptive_cudagraph_mode(
+        compilation.cudagraph_mode, piecewise_capture_available=pieces
+    )
+    mode = compilation.resolve_cudagraph_mode_and_sizes(
+        AttentionCGSupport.ALWAYS,
+        "the backend",
+        width,
+        use_v2_model_runner=True,
+        piecewise_capture_available=pieces,
+    )
+    with set_current_vllm_config(whole):
+        cases = get_lora_capture_cases(whole.lora_config, compilation)
+        manager = CudaGraphManager(whole, None, mode, width, lora_capture_cases=cases, varlen_decode=True)
+    manager._graphs_captured = True
+    captured = {kind.name: len(descs) for kind, descs in manager._capture_descs.items()}
+    most, steps = whole.scheduler_config.max_num_seqs, []
+    for reqs in (n for n in (1, 2, 5, 9, 17, 64, 100, 250, 512) if n <= most):
+        for tokens in sorted({reqs, reqs + drafts, reqs * width - 1, reqs * width}):
+            found = manager.dispatch(reqs, tokens, None, 0, max_query_len=width)
+            steps.append([tokens, reqs, found.num_tokens, found.cg_mode.name])
+    return {
+        "mode": mode.name, "sizes": compilation.cudagraph_capture_sizes, "captured": captured, "steps": steps,
+    }  # fmt: skip
+
+
 def tier_cases(known: dict[str, Any]) -> list[dict[str, Any]]:
     """All of a dense model on an H100, by both model runners."""
     found = []
@@ -278,6 +319,13 @@ def tier_cases(known: dict[str, Any]) -> list[dict[str, Any]]:
         except (ValueError, AssertionError, RuntimeError) as error:
             answer = {"refused": str(error).strip().splitlines()[-1][:200]}
         found.append({"flags": flags, "drafts": drafts, "tiers": tiers, "second": second, **answer})
+    for flags, drafts in itertools.product(TIER_FLAGS, DRAFTS[1:]):
+        try:
+            answer = ask_trimmed(known["Qwen3ForCausalLM"]["config"], flags, drafts)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            lines = [line for line in str(error).splitlines() if "Adaptive" in line]
+            answer = {"refused": lines[0].strip()[:120] if lines else str(error)[-200:]}
+        found.append({"flags": flags, "drafts": drafts, "trimmed": True, **answer})
     return found
 
 

@@ -33,6 +33,7 @@ REFUSED: dict[str, Any] = {
     "max_num_scheduled_tokens": 255,  # one less than there are places
     "long_prefill_token_threshold_adaptive": True,
     "num_speculative_tokens_per_batch_size": ((1, 4, 1), (5, 8, 0)),
+    "enable_adaptive_verification": True,
 }
 """Field -> a value that the engine takes and the leap does not: asynchronous, with a draft, where versions count."""
 

@@ -168,7 +168,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
     "a batch of any size drafts as much": (
         "tiers", DraftVisits, "plan_leap", "self.scheduler.drafts_by_batch[len(running)]", "self.drafting.num_drafts"),
     "where drafts lead does not hang on how many": (
-        "tiers, full", DraftVisits, "_path", "courses.get(self.num_drafts)", "next(iter(courses.values()), None)"),
+        "tiers, full", DraftVisits, "_path", "courses.get(num_drafts)", "next(iter(courses.values()), None)"),
     "a step begins with as many drafts as it makes": (
         "tiers", DraftVisits, "_decodes", "request.num_spec_tokens == self.num_drafts", "True"),
 }  # fmt: skip

@@ -19,7 +19,11 @@ from visit_scenarios import random_visits
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.draft_visits import DraftVisits
 from kvplan.schedulers.protocol import DraftedSteps
+from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification, VerificationCosts
+from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.simulation import draft_books
 from kvplan.simulation.draft_books import ReadTimes, dot
 from kvplan.simulation.in_flight import DraftedLeapInFlight
@@ -129,6 +133,87 @@ def test_simulations_whose_drafts_hang_on_the_batch(seed: int) -> None:
     assert leaps.totals.leapt_steps > leaps.totals.steps / 4
     totals, drafts = leaps.totals, scenario.engine.num_speculative_tokens
     assert totals.num_decodes < totals.decode_tokens < totals.num_decodes * (1 + drafts)
+
+
+def random_costs(rng: Random, scenario: VLLMScenario) -> VerificationCosts:
+    """Tables that make batches of all sizes verify some drafts, all or none."""
+    step, pad = rng.choice([0.05, 0.3, 1.0]), rng.choice([1, 4, 8])
+    tokens = np.arange(scenario.max_num_batched_tokens + 1)
+    verify = rng.choice([1.0, 8.0]) + step * -(-tokens // pad) * pad
+    return VerificationCosts(
+        np.full(scenario.max_num_seqs + 1, rng.choice([0.0, 5.0])), verify, rng.choice([7, 9999])
+    )
+
+
+@pytest.mark.parametrize("kind", ["drafts", "drafts, ring", "tiers", "tiers, full"])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=examples(20), deadline=None)
+def test_fewer_drafts_are_verified(kind: str, seed: int) -> None:
+    """Leaps by visits verify those that the steps verify: every record to the picosecond, every sum."""
+    row = random_visits(Random(seed), kind)
+    scenario = VLLMScenario(**row | {"enable_adaptive_verification": True, "num_gpu_blocks": 5000})
+    costs = random_costs(Random(seed), scenario)
+    visits = Clocked(scenario, False, visits=True, costs=costs)
+    steps = Clocked(scenario, False, costs=costs)
+    assert visits.run() == steps.run()
+    for name in (*WAITS, "decode_tokens"):
+        assert getattr(visits.replica.totals, name) == getattr(steps.replica.totals, name), name
+
+
+WRONG_TRIMS = {
+    "all are verified in a leap": (
+        DraftVisits, "_verified", "self.verification is None or not self.num_drafts", "True"),
+    "the step in flight verified as many": (
+        DraftVisits, "_verified", "told is None or [*told.values()] == found", "True"),
+    "who came in with the last step looks like any": (
+        StepByStep, "plan_leap", "self._came_before and self._verification is not None", "False"),
+    "a leap's steps are as long as if all were verified": (
+        DraftVisits, "_leap_of", "num_running + plan.num_verified", "num_running * (1 + self.num_drafts)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_TRIMS)
+def test_a_wrong_trim_shows(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some workload of the law above notices each."""
+    place, name, right, bent = WRONG_TRIMS[wrong]
+    mutate(monkeypatch, place, name, right, bent)
+
+    def differs(seed: int) -> bool:
+        row = random_visits(Random(seed), "tiers, full" if seed % 2 else "drafts")
+        scenario = VLLMScenario(**row | {"enable_adaptive_verification": True, "num_gpu_blocks": 5000})
+        costs = random_costs(Random(seed), scenario)
+        runs = [Clocked(scenario, False, visits=visits, costs=costs) for visits in (True, False)]
+        try:
+            return runs[0].run() != runs[1].run()
+        except (AssertionError, IndexError, ValueError):
+            return True
+
+    assert any(differs(seed) for seed in range(60))
+
+
+def test_whoever_came_in_counts_as_sure_once() -> None:
+    """vLLM reads confidences two steps late: 1 until then, so that one budget is spent on others' drafts."""
+    costs = VerificationCosts(np.zeros(9), 2.0 + np.arange(99), 9999)
+    verification = AdaptiveVerification(costs, (0.5, 0.2))
+    output = SchedulerOutput(1, {"a": 3, "b": 3}, {"a": 2, "b": 2})
+    assert verification.verified(output, ()) == {"a": 0, "b": 0}
+    assert verification.verified(output, {"b"}) == {"a": 1, "b": 1}
+    assert verification.steady(2, 2) == [0, 0]
+    few = AdaptiveVerification(costs._replace(most_logits=3), (0.9, 0.8))
+    assert sum(few.verified(output, {"a", "b"}).values()) == 1
+
+
+def test_a_simulation_verifies_fewer_drafts() -> None:
+    """Leaping or not; an engine that may leave drafts out takes no more tokens a step."""
+    row = reasoning(Random(1)) | {"colocate": {"draft": "Qwen/Qwen3-0.6B"}}
+    row["engine"] |= {"speculative_method": "draft_model", "num_speculative_tokens": 5}
+    row["engine"]["speculative_config"] = {"enable_adaptive_verification": True}
+    scenario = parse_scenario(row)
+    leaps, steps = simulate(scenario), simulate(scenario, step_by_step=True)
+    assert leaps.modes[""].startswith("leap by visits: enable_adaptive_verification")
+    assert np.array_equal(leaps.records.table, steps.records.table)
+    assert leaps.totals.decode_tokens == steps.totals.decode_tokens < 6 * leaps.totals.num_decodes
+    assert leaps.totals.busy_ticks == steps.totals.busy_ticks
 
 
 def test_times_are_kept_while_somebody_needs_them() -> None:

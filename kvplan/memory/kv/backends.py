@@ -58,6 +58,8 @@ class LayerNeeds:
     qk_rope_head_dim: int = 0
     kv_lora_rank: int = 0
     index_topk: int = 0
+    trims_drafts: bool = False
+    """Drafts are left out on the card, which the CPU does not know of (`enable_adaptive_verification`)."""
     batch_invariant: bool = False
     """Results may not depend on the batch (VLLM_BATCH_INVARIANT)."""
     flash_version: int = 0
@@ -471,6 +473,8 @@ def _flashinfer(capability: Capability, n: LayerNeeds) -> str:
             return "KV dtype not supported"
         if major != 10 and (n.head_size == 64 or n.has_sinks):
             return "nvfp4 KV not supported with head size 64 or sinks"
+    if n.trims_drafts and (major != 10 or n.dcp > 1 or n.num_heads % n.num_kv_heads):
+        return "adaptive verification not supported"
     return ""
 
 

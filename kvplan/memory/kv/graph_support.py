@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kvplan.engines.kernel_flags import attention_config
 from kvplan.formulas.graphs import Support
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import Backend
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer
 from kvplan.models.spec import AttentionKind
@@ -36,6 +37,30 @@ def _of(setup: LayoutSetup, m: Mixer) -> Support:
     flash = m.backend.name in ("FLASH_ATTN", "FLASH_ATTN_DIFFKV")
     third = attention_config(setup.args.attention_config).flash_attn_version in (None, 3)
     return Support.ALWAYS if flash and third and setup.capability[0] == 9 else m.backend.graphs
+
+
+TRIM_UNIFORM = ("FLASHINFER", "FLASHINFER_MLA_SPARSE")
+"""Backends whose graphs of decodes replay sequences of unlike numbers of tokens, though they are captured uniform."""
+
+
+def check_trimming(setup: LayoutSetup, mixers: Sequence[Mixer]) -> None:
+    """Refuse attention whose kernels or graphs want to know how many drafts each sequence verifies.
+
+    Source: vLLM 0.32 `v1/worker/gpu/spec_decode/adaptive_verification.py: maybe_create_adaptive_verification_manager`.
+    """
+    for m in mixers:
+        state = m.spec.kind is AttentionKind.STATE and m.spec.state is not None
+        if state and not setup.model.architecture.startswith("KimiK3"):
+            raise KvplanError(
+                "enable_adaptive_verification: vLLM 0.32 plans states by the CPU's lengths, which it trims on the card;"
+                " leave it out"
+            )
+        name = m.backend.name if m.backend else ""
+        if not state and _of(setup, m) is not Support.ALWAYS and name not in TRIM_UNIFORM:
+            raise KvplanError(
+                f"enable_adaptive_verification: graphs of attention backend {name or m.spec.kind.value} replay no"
+                " decodes of unlike lengths; leave it out"
+            )
 
 
 def _flashinfer(setup: LayoutSetup, m: Mixer, backend: Backend) -> Support:

@@ -216,6 +216,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
         qk_rope_head_dim=spec.qk_rope_head_dim,
         kv_lora_rank=spec.kv_lora_rank,
         index_topk=spec.index_topk,
+        trims_drafts=speculation(args.speculative_config).enable_adaptive_verification,
         batch_invariant=args.environment.batch_invariant,
         flash_version=attention_config(args.attention_config).flash_attn_version or 0,
     )

@@ -133,6 +133,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "parallel_drafting": ANY,
     "disable_eagle_block_drop": ANY,
     "num_speculative_tokens_per_batch_size": (None,),
+    "enable_adaptive_verification": (False,),
 }
 """Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
 
@@ -150,6 +151,9 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
         f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
     ),
     "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
+    "enable_adaptive_verification": lambda config: (
+        "enable_adaptive_verification: as many drafts as the batch makes worth it"
+    ),
     "num_speculative_tokens_per_batch_size": lambda config: (
         "num_speculative_tokens_per_batch_size: as many drafts as the batch allows"
     ),
@@ -189,6 +193,7 @@ VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "batch_wait": lambda config: config.batch_wait is None or not config.num_speculative_tokens,
     "engine_version": _rules_to_visit,
     "num_speculative_tokens_per_batch_size": ANY,
+    "enable_adaptive_verification": ANY,
 }
 """What is listed otherwise for leaps by visits."""
 

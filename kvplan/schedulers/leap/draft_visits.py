@@ -24,16 +24,22 @@ from kvplan.schedulers.protocol import (
     Outputs,
 )
 from kvplan.schedulers.request import Request
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
 
-def make_visits(scheduler: Scheduler, accept: AcceptDrafts | None) -> DecodeVisits:
-    """Return the stretches of an engine with drafts or without; `accept` says which drafts are right, None = none."""
+def make_visits(
+    scheduler: Scheduler, accept: AcceptDrafts | None, verification: AdaptiveVerification | None = None
+) -> DecodeVisits:
+    """Return the stretches of an engine with drafts or without; `accept` says which drafts are right, None = none.
+
+    `verification` says which of them are verified; None: all.
+    """
     if scheduler.config.num_speculative_tokens:
-        return DraftVisits(scheduler, accept)
+        return DraftVisits(scheduler, accept, verification)
     return DecodeVisits(scheduler)
 
 
@@ -46,6 +52,8 @@ class DraftVisitPlan(NamedTuple):
     changes: Changes
     num_free: int
     """When it begins."""
+    num_verified: int
+    """Drafts that a step verifies, of all requests."""
 
 
 class DraftVisits(DecodeVisits):
@@ -53,8 +61,14 @@ class DraftVisits(DecodeVisits):
 
     _plan: DraftVisitPlan | None  # type: ignore[assignment]
 
-    def __init__(self, scheduler: Scheduler, accept: AcceptDrafts | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        accept: AcceptDrafts | None = None,
+        verification: AdaptiveVerification | None = None,
+    ) -> None:
         super().__init__(scheduler)
+        self.verification = verification
         config, managers = self.config, [m for m in self.manager.coordinator.managers if m.grows]
         self.num_drafts = config.num_speculative_tokens
         self.drafting = Drafting(
@@ -69,7 +83,7 @@ class DraftVisits(DecodeVisits):
         )
         """Whether hits need a block behind the prompt, which decode fills."""
         self._courses: dict[str, dict[int, DraftCourse]] = {}
-        """Request id -> drafts of a step -> where they lead."""
+        """Request id -> drafts that a step verifies -> where they lead."""
 
     def forget(self, request_id: str) -> None:
         """A request has ended."""
@@ -92,7 +106,10 @@ class DraftVisits(DecodeVisits):
             self._decodes(request, prefill_ends[request.request_id]) for request in running
         ):
             return None
-        paths = [self._path(request) for request in running]
+        verified = self._verified(in_flight)
+        if verified is None:
+            return None
+        paths = [self._path(request, num) for request, num in zip(running, verified, strict=True)]
         most = min(min(map(len, paths)) - 1 - self.depth, MOST_STEPS)
         needs = self._needs_of_head() if most > 0 else None
         if needs is None:
@@ -109,15 +126,16 @@ class DraftVisits(DecodeVisits):
         steps = self._steps_before_head(changes, most, needs)
         if steps < 1:
             return None
-        self._plan = DraftVisitPlan(running, tokens, changes, self.pool.get_num_free_blocks())
+        free = self.pool.get_num_free_blocks()
+        self._plan = DraftVisitPlan(running, tokens, changes, free, sum(verified))
         return self._leap_of(self._plan, steps)
 
     def _leap_of(self, plan: DraftVisitPlan, steps: int) -> Leap:
         tokens, num_running = plan.tokens, len(plan.running)
-        contexts = tokens[:, :steps].sum(axis=0) + num_running * (self.num_in_flight + self.num_drafts)
+        contexts = tokens[:, :steps].sum(axis=0) + num_running * self.num_in_flight + plan.num_verified
         taken = plan.num_free - self._free_after(steps)
         paths = DraftedPaths(plan.running, tokens[:, 1 : steps + 1], self.num_in_flight)
-        drafted = DraftedSteps(num_running * (1 + self.num_drafts), contexts, taken, paths)
+        drafted = DraftedSteps(num_running + plan.num_verified, contexts, taken, paths)
         return Leap(steps, num_running, int(contexts[0]), self._ends_on_arrival, drafted)
 
     def _decodes(self, request: Request, prefill_end: int) -> bool:
@@ -132,20 +150,29 @@ class DraftVisits(DecodeVisits):
             )
         )
 
-    def _path(self, request: Request) -> Counts:
+    def _verified(self, in_flight: SchedulerOutput | None) -> list[int] | None:
+        """Return the drafts of each request that every step verifies; None where the one in flight verifies others."""
+        num_running = len(self.scheduler.running)
+        if self.verification is None or not self.num_drafts:
+            return [self.num_drafts] * num_running
+        found = self.verification.steady(num_running, self.num_drafts)
+        told = in_flight.num_verified_drafts if in_flight is not None else None
+        return found if told is None or [*told.values()] == found else None
+
+    def _path(self, request: Request, num_drafts: int) -> Counts:
         """Return the tokens of a request after each read, those it has now first, up to its end."""
         courses, tokens = self._courses.setdefault(request.request_id, {}), request.num_tokens
-        course = courses.get(self.num_drafts)
+        course = courses.get(num_drafts)
         if course is None:
             stop = request.max_tokens if request.stop_at is None else min(request.max_tokens, request.stop_at)
             end = min(request.num_prompt_tokens + stop, self.config.max_model_len)
-            course = courses[self.num_drafts] = DraftCourse(request, max(end, tokens))
+            course = courses[num_drafts] = DraftCourse(request, max(end, tokens))
         before = course.path_before
         if before is not None:
             place = int(before.searchsorted(tokens))
             if place < len(before) and before[place] == tokens:
                 return before[place:]
-        return path_from(course, tokens, self.drafting._replace(num_drafts=self.num_drafts))
+        return path_from(course, tokens, self.drafting._replace(num_drafts=num_drafts))
 
     def _changes_of(self, running: Sequence[Request], processed: Counts, computed: Counts) -> Changes:
         """Return what changes in steps before which so many tokens are processed, and after which so many computed.
@@ -208,7 +235,7 @@ class DraftVisits(DecodeVisits):
     def take(self, num_steps: int) -> Outputs:
         """Take so many steps of the stretch just planned; return who ends with the last read."""
         assert self._plan is not None
-        running, tokens, changes, _ = self._plan
+        running, tokens, changes, *_ = self._plan
         self._change(running, changes, int(changes.steps.searchsorted(num_steps)))
         last, after = tokens[:, num_steps - 1].tolist(), tokens[:, num_steps].tolist()
         for state in self._states:

@@ -133,6 +133,8 @@ class EngineConfig(Config):
         "extract_hidden_states", "custom_class",
     ] = "eagle"  # fmt: skip
     """Who drafts."""
+    enable_adaptive_verification: bool = False
+    """Whether the worker verifies fewer drafts than are scheduled; the scheduler decides as if it verified all."""
     parallel_drafting: bool = False
     """EAGLE and draft models draft all tokens in one pass (a key of `--speculative-config`, as the next two)."""
     disable_eagle_block_drop: bool = False

@@ -20,6 +20,8 @@ class SchedulerOutput:
     """Request id -> how many of them are drafts (vLLM `scheduled_spec_decode_tokens`)."""
     num_spec_tokens_to_schedule: int = 0
     """Drafts that are made in this step, for the next one of each request past its prompt (vLLM: same name)."""
+    num_verified_drafts: dict[str, int] | None = None
+    """Request id -> drafts that the worker verifies, where it verifies fewer than are scheduled; None: all."""
     prefill_chunks: set[str] = field(default_factory=set)
     """Requests whose tokens end inside their prompt: they sample nothing."""
     admitted: dict[str, int] = field(default_factory=dict)
