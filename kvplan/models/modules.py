@@ -442,7 +442,8 @@ def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     for i, layer in enumerate(model.mtp_layers):
         for module in layer_modules(layer, hidden, cut):
             name = checkpoint_name(model.architecture, module.name)
-            yield module._replace(name=f"mtp.layers.{i}.{name}")
+            linear = module.linear and not (around.plain_outputs and name.endswith("self_attn.o_proj"))
+            yield module._replace(name=f"mtp.layers.{i}.{name}", linear=linear)
         if around.own_heads:
             rows = padded_rows(model.vocab_size, cut)
             yield Module(f"mtp.layers.{i}.lm_head", "lm_head", rows, hidden)

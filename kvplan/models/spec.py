@@ -253,6 +253,8 @@ class MtpSpec:
     """One projection and its norms serve all layers, cut by rows (Qwen3-Next, EXAONE)."""
     quantised_projection: bool = False
     """The projection takes the checkpoint's format (DeepSeek V4)."""
+    plain_outputs: bool = False
+    """Attention's output projections are never quantised (MiMo V2)."""
     projected: bool = True
     """There are projections at all."""
     norms: int = 3

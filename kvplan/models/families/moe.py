@@ -218,7 +218,9 @@ def mimo_v2(k: Keys) -> Body:
     mlps = _interleave(k, [moe if m else None for m in is_moe])
     layers = stack(k, [local if s else full for s in is_local], mlps)
     drafted = LayerSpec(local, dense_mlp(k), norm_size=layers[-1].norm_size)
-    return Body(layers, (drafted,), MtpSpec(numbered_anew=True))  # the first is all that vLLM builds
+    return Body(
+        layers, (drafted,), MtpSpec(numbered_anew=True, plain_outputs=True)
+    )  # the first is all that vLLM builds
 
 
 def gemma4(k: Keys) -> Body:

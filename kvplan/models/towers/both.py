@@ -7,9 +7,9 @@ from itertools import combinations, pairwise
 
 from kvplan.models.config import Keys
 from kvplan.models.towers.images import minicpmv, radio, siglip
-from kvplan.models.towers.own_images import qwen2_5, qwen3
+from kvplan.models.towers.own_images import mimo_eyes, qwen2_5, qwen3
 from kvplan.models.towers.parts import Parts, TowerFacts, linear, sizes, two, vector
-from kvplan.models.towers.sound import parakeet, qwen3_audio, whisper
+from kvplan.models.towers.sound import mimo_ears, parakeet, qwen3_audio, whisper
 
 
 def phi4mm(s: TowerFacts) -> Parts:
@@ -59,6 +59,13 @@ def qwen2_5_omni(s: TowerFacts) -> Parts:
     yield vector("audio_bos_eos", 2 * out)
     yield linear("proj", out, hidden)
     yield from qwen2_5(s.tower.section("vision_config"))
+
+
+def mimo_v2_omni(s: TowerFacts) -> Parts:
+    """MiMo-V2 Omni's images, and its sound where the config has any."""
+    yield from mimo_eyes(s.tower)
+    if s.outer.raw.get("audio_config") is not None:
+        yield from mimo_ears(s.outer.section("audio_config"))
 
 
 def minicpmo(s: TowerFacts) -> Parts:

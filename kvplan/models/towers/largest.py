@@ -464,17 +464,19 @@ def pangu_pair(s: TowerFacts) -> Mapping[str, int]:
 
 
 def mimo_video(s: TowerFacts) -> Mapping[str, int]:
-    """MiMo-V2 Omni's: up to 14 frames, each counted as a pair, run in pairs that share four frames' pixels.
+    """MiMo-V2 Omni's: up to 14 frames, each counted as a pair, run in pairs that share a video's pixels.
 
-    4,096 tokens an image unless `processor_config` tells. Source: vLLM 0.32 `mimo_v2_omni.py: _get_vision_info`,
-    `processors/mimo_v2_omni.py: from_hf_config, process_video`.
+    4,096 tokens an image, four times as many a video, unless `processor_config` tells. Source: vLLM 0.32
+    `mimo_v2_omni.py: _get_vision_info`, `processors/mimo_v2_omni.py: from_hf_config, process_video`.
     """
     frames, merged = s.tower.count("temporal_patch_size", default=2, high=64), merge(s.tower)
     unit = s.tower.count("patch_size", default=14, high=4096) ** 2 * merged
-    tokens = s.outer.section("processor_config").count("image_max_pixels", default=4096 * unit) // unit
+    told = s.outer.section("processor_config")
+    tokens = told.count("image_max_pixels", default=4096 * unit) // unit
     image = _item(s.tower, tokens * merged, tokens, pixels=3 * frames * unit // merged, gated=True)
     video = _video(tokens * merged // frames, tokens, most=14)
-    return {**image, **video, "most_patches": 16384 * merged}
+    whole = told.count("video_total_max_pixels", default=16384 * unit) // unit
+    return {**image, **video, "most_patches": whole * merged}
 
 
 def gemma4_unified_video(s: TowerFacts) -> Mapping[str, int]:

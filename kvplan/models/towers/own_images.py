@@ -211,11 +211,9 @@ def hyperclovax(s: TowerFacts) -> Parts:
     yield linear("mm_projector", s.text, s.tower.count("out_hidden_size"))
 
 
-def mimo_v2_omni(s: TowerFacts) -> Parts:
-    """MiMo-V2 Omni's eyes: grouped queries, sinks where attention is windowed. Its ears are not known."""
-    if s.outer.raw.get("audio_config") is not None:
-        raise s.outer.error("audio_config: the audio encoder's weights are not known")
-    k, (hidden, _, n) = s.tower, sizes(s.tower)
+def mimo_eyes(k: Keys) -> Parts:
+    """MiMo-V2 Omni's images: grouped queries, sinks where attention is windowed."""
+    hidden, _, n = sizes(k)
     heads, each = k.count("num_heads"), k.count("qk_channels", default=64)
     merged = hidden * merge(k)
     yield from patches(k, bias=False, positions=0, frames=k.count("temporal_patch_size", default=2, high=64))

@@ -6,7 +6,15 @@ Each row is held to vLLM 0.32's own class (`tests/models/test_architectures.py`)
 
 from __future__ import annotations
 
-from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
+from kvplan.models.towers.both import (
+    inkling,
+    mimo_v2_omni,
+    minicpmo,
+    nano_nemotron,
+    phi4mm,
+    qwen2_5_omni,
+    qwen3_omni,
+)
 from kvplan.models.towers.convolved import emu3, vibevoice
 from kvplan.models.towers.dots_note import dots_note, dots_note_sound, dots_note_video
 from kvplan.models.towers.from_timm import (
@@ -128,7 +136,6 @@ from kvplan.models.towers.own_images import (
     hunyuan_vl,
     hyperclovax,
     kanana,
-    mimo_v2_omni,
     minimax_m3,
     molmo2,
     moonvit,

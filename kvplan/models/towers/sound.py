@@ -339,3 +339,41 @@ def fire_red_asr(s: TowerFacts) -> Parts:
     yield linear("conv.down", hidden, 2 * hidden, bias=False, copies=n)
     yield vector("norms_and_biases", 20 * hidden, n)
     yield from two("encoder_projector", (s.text, s.text, joined))
+
+
+def mimo_ears(k: Keys) -> Parts:
+    """MiMo-V2's: tables of codes, a Qwen 2 of a few layers, whole on every rank, with a vocabulary that it never reads.
+
+    What makes codes of sound, `audio_tokenizer`, vLLM 0.32 loads from a folder alone, not by a name of the hub
+    (`mimo_audio.py: MimoAudioEncoder`), so that it is left out.
+    """
+    hidden, n = k.count("input_local_dim", default=1024), k.count("input_local_layers", default=6, high=4096)
+    width, channels = (
+        k.count("input_local_intermediate_size", default=4096),
+        k.count("audio_channels", default=8),
+    )
+    yield linear("self_attn.qkv", 3 * hidden, hidden, copies=n)
+    yield linear("self_attn.o_proj", hidden, hidden, bias=False, copies=n)
+    yield linear("mlp", 3 * width, hidden, bias=False, copies=n)
+    yield vector("norms", 2 * hidden, n)
+    yield vector("norm", hidden * k.flag("add_post_norm"))
+    yield Weight("embed_tokens", QWEN2_VOCABULARY, hidden, copied=True)
+    yield linear("speech_embeddings", sum(_codes(k, channels)), hidden, bias=False)
+    read, out = hidden * k.count("group_size", default=4), k.count("out_hidden_size", default=4096)
+    if k.count("projection_layers", default=1, high=2) == 1:
+        yield linear("projection", out, read, bias=False)
+    else:
+        yield from two("projection", (out, 4 * read, read), bias=False)
+
+
+QWEN2_VOCABULARY = 151_936
+"""Of transformers 5.19's `Qwen2Config` where none is told."""
+
+
+def _codes(k: Keys, channels: int) -> list[int]:
+    """Codes of each channel: one number for all, or one each between dashes."""
+    found = str(k.raw.get("speech_vocab_size", "1025-1025-129-129-129-129-129-129"))
+    listed = found.split("-") if "-" in found else [found] * channels
+    if len(listed) < channels or not all(n.isdecimal() and len(n) < 9 for n in listed):
+        raise k.error("speech_vocab_size must be a whole number, or one for each channel between dashes")
+    return [int(n) for n in listed[:channels]]
