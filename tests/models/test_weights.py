@@ -51,6 +51,10 @@ PUBLISHED = {
     "baidu/ERNIE-4.5-21B-A3B-PT": 21_825_437_888,
     "baidu/ERNIE-4.5-0.3B-PT": 360_748_032,
     "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
+    "microsoft/phi-2": 2_779_683_840 - 51_200,  # a bias of the head, which vLLM adds as it loads
+    "openai/whisper-large-v3": 1_543_490_560 + 96 * 1280,  # keys have a bias in vLLM
+    "openai/whisper-large-v3-turbo": 808_878_080 + 40 * 1280,
     "Qwen/Qwen3-Coder-Next": 79_674_391_296,
     "ibm-granite/granite-4.1-3b": 3_402_836_480,
     "ibm-granite/granite-4.1-8b": 8_791_592_960,
@@ -393,6 +397,40 @@ def test_laguna_s_first_releases_took_what_was_measured() -> None:
     ]
     assert (mine[0].total - mine[0].rotary) / GiB == pytest.approx(113.2, abs=0.06)
     assert mine[1].loaded / GiB == pytest.approx(67.11, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "tebibytes"),
+    [
+        ("IFM/K2-Horizon-32B", 0.063),
+        ("IFM/K2-Horizon-375B-A23B", 0.690),
+        ("IFM/K2-Horizon-375B-A23B-FP8", 0.355),
+        ("IFM/K2-Horizon-MoVA-36B-A4B", 0.068),
+        ("IFM/K2-Horizon-MoVA-36B-A4B-FP8", 0.044),
+        ("IFM/K2-Horizon-7B-FP8", 0.010),
+        ("Qwen/Qwen3.8-2.4T-A95B", 4.450),
+        ("Qwen/Qwen3.8-2.4T-A95B-FP8", 2.270),
+        ("moonshotai/Kimi-K3", 1.420),
+        ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", 1.020),
+        ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4", 0.320),
+        ("thinkingmachines/Inkling", 1.732),
+        ("thinkingmachines/Inkling-Small", 0.484),
+        ("zai-org/GLM-5.3-Flash", 0.299),
+    ],
+)
+def test_weights_take_what_repositories_list(name: str, tebibytes: float) -> None:
+    """Files of weights, listed whole on 2026-10-08, to a thousandth of a TiB."""
+    model = load_model(name)
+    mine = heaviest_rank(model, use_mtp=bool(model.mtp_layers))
+    assert round((mine.total - mine.rotary) / 2**40, 3) == tebibytes
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("375B-A23B", 390.6), ("7B", 11.05), ("MoVA-36B-A4B", 48.35)]
+)
+def test_k2_horizon_in_fp8_takes_its_files_bytes(name: str, gigabytes: float) -> None:
+    mine = heaviest_rank(load_model(f"IFM/K2-Horizon-{name}-FP8"))
+    assert (mine.total - mine.rotary) / 1e9 == pytest.approx(gigabytes, rel=5e-4)
 
 
 @pytest.mark.parametrize(("kind", "gigabytes"), [("FP8", 3.096), ("fp4", 1.68), ("int4", 1.81)])
