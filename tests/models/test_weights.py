@@ -206,6 +206,8 @@ PUBLISHED_WITH_MTP = {
     "Qwen/Qwen3-Next-80B-A3B-Instruct": 81_324_862_720,
     "Qwen/Qwen3-Next-80B-A3B-Thinking": 81_324_862_720,
     "inclusionAI/Ling-3.0-flash": 127_486_405_600,
+    "meituan-longcat/LongCat-Flash-Thinking": 561_862_880_256
+    - 131_072 * 6_144,  # whose layer repeats the embedding
     "inclusionAI/Ring-2.6-1T": 1_025_657_871_744 - 243_446_400,  # but for a scale a channel
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16": 123_611_012_096 + 20_992,  # biases in 32 bits
     "stepfun-ai/Step-3.5-Flash": 199_384_301_376,
