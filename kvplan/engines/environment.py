@@ -155,7 +155,6 @@ SLOWER = "a check in every step, whose time nobody measured"
 NOT_PLANNED = {
     "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "weights of --quantization humming, which is refused",
     "VLLM_RAY_DP_PACK_STRATEGY": "which replicas Ray puts on one machine: planned as strict, as many on each",
-    "VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN": "contexts at which checks of drafts are timed at start-up",
     "VLLM_PLUGINS": "code of one's own",
     "VLLM_MODEL_REDIRECT_PATH": "another model under this one's name",
     "VLLM_DP_SIZE": "replicas that are started by hand; state --data-parallel-size",
