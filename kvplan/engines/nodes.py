@@ -51,18 +51,19 @@ class Spread(NamedTuple):
         """Of all machines."""
         return self.gpus_each * (self.num_machines - 1) + self.gpus_of_last
 
+    @property
+    def crossing(self) -> str:
+        """What of a step goes between machines; empty for nothing."""
+        parts = (
+            ("tensor-parallel sums", self.sums_cross),
+            ("exchanges of experts' ranks", self.exchanges_cross),
+            ("hand-overs of pipeline stages", bool(self.stages_cross)),
+        )
+        return " and ".join(what for what, does in parts if does)
+
     def __str__(self) -> str:
         """One sentence for the plan."""
-        crossing = [
-            what
-            for what, does in (
-                ("tensor-parallel sums", self.sums_cross),
-                ("exchanges of experts' ranks", self.exchanges_cross),
-                ("hand-overs of pipeline stages", bool(self.stages_cross)),
-            )
-            if does
-        ]
-        said = f"{' and '.join(crossing)} cross" if crossing else "nothing of a step crosses"
+        said = f"{self.crossing} cross" if self.crossing else "nothing of a step crosses"
         gpus = counted(self.gpus_each, "GPU")
         last = f", {self.gpus_of_last} on the last" if self.gpus_of_last < self.gpus_each else ""
         assumed = " (assumed)" if self.assumed else ""

@@ -143,7 +143,7 @@ def make_step_times(
         )
         across = between_machines(gpu, spread, default_link(gpu))
         time = over_network(time, spread, link, across, inside)
-        notes += (f"between machines: {link or across}",)
+        notes += (f"{spread.crossing} between machines: {link or across}",) if spread.crossing else ()
         doubt = doubt.wider(network_doubts(time, spread, link, across, inside, model.hidden_size))
     if engine.engine == "vllm":
         nccl = cast(Seconds | None, timing.surfaces.get(f"all_gather.{args.tensor_parallel_size}"))

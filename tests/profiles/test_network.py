@@ -127,7 +127,7 @@ def test_racks_of_nvlink_need_no_network() -> None:
 
     inside, beyond = step("gb200", 64), step("gb200", 128)
     assert any("machines of one rack, assumed" in note for note in inside.notes)
-    assert any("between machines: ib at 40 GB/s" in note for note in beyond.notes)
+    assert any("exchanges of experts' ranks between machines: ib at 40 GB/s" in n for n in beyond.notes)
     assert any("between machines: ib at 40 GB/s" in note for note in step("b200", 64).notes)
     moved = 1e8
     assert inside.time.costs.gather(moved) < 0.5 * step("b200", 64).time.costs.gather(moved)
