@@ -29,7 +29,7 @@ def balancing(args: EngineArgs) -> Balancing:
         return "external"
     local = local_size(args)
     started = args.data_parallel_start_rank is not None and not args.headless
-    hybrid = args.data_parallel_hybrid_lb or (started and args.data_parallel_size_local is not None)
+    hybrid = args.data_parallel_hybrid_lb or (started and local is not None)
     if not hybrid or local == args.data_parallel_size:
         return "internal"
     return "external" if local == 1 else "hybrid"
@@ -95,8 +95,8 @@ def num_api_servers(args: EngineArgs) -> int:
     (4, 16)
     """
     first = args.model_copy(update={"headless": False})
-    served = len(replicas_started(args)) if balancing(args) != "internal" else args.data_parallel_size
-    return servers_of_command(first) * cdiv(args.data_parallel_size, served)
+    each = len(replicas_started(args)) if balancing(args) != "internal" else args.data_parallel_size
+    return servers_of_command(first) * cdiv(args.data_parallel_size, each or args.data_parallel_size)
 
 
 def groups_of_servers(args: EngineArgs) -> tuple[int, ...]:
@@ -149,8 +149,9 @@ def check_balancing(args: EngineArgs, *, may_stand_alone: bool) -> None:
         raise KvplanError(
             "--data-parallel-hybrid-lb requires --data-parallel-size-local, a machine's replicas"
         )
-    for name, rank in (("rank", args.data_parallel_rank), ("start-rank", args.data_parallel_start_rank)):
-        if rank is not None and rank >= dp:
+    start = args.data_parallel_start_rank if local_size(args) is not None else None  # else it is not read
+    for name, rank in (("rank", args.data_parallel_rank), ("start-rank", start)):
+        if rank is not None and rank >= dp and (dp > 1 or local == 0):
             raise KvplanError(f"--data-parallel-{name} {rank} must be below --data-parallel-size {dp}")
 
 
@@ -201,5 +202,5 @@ def _check_multi_port(args: EngineArgs) -> None:
     start = args.node_rank * local if start is None else start
     if start + local > dp:
         raise KvplanError(f"{flag}: ranks {start} to {start + local - 1} exceed --data-parallel-size {dp}")
-    if args.api_server_count not in (None, 1):
-        raise KvplanError(f"{flag} requires --api-server-count 1")
+    if args.headless or args.api_server_count not in (None, 1):
+        raise KvplanError(f"{flag} requires --api-server-count 1, and no --headless")

@@ -10,7 +10,13 @@ from places import FIXTURES
 from kvplan.engines.cards import cards
 from kvplan.engines.command import read_command
 from kvplan.engines.flags import EngineArgs
-from kvplan.engines.load_balancing import balancing, replicas_started, servers_of_command
+from kvplan.engines.load_balancing import (
+    balancing,
+    groups_of_servers,
+    num_api_servers,
+    replicas_started,
+    servers_of_command,
+)
 from kvplan.engines.nodes import (
     check_nodes,
     commands_line,
@@ -44,13 +50,12 @@ def refusal(line: str, moe: bool) -> str:
     return ""
 
 
-@pytest.mark.parametrize("line", VLLM["moe"])
-@pytest.mark.parametrize("kind", VLLM)
+@pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in VLLM.items() for line in lines])
 def test_as_vllms_own_command(kind: str, line: str) -> None:
     """Refused where vLLM refuses; else as many replicas, API servers and ranks here, spread over by the same."""
     answer = VLLM[kind][line]
-    if "Number of experts" in answer.get("refused", ""):
-        pytest.skip("of experts, not of machines")
+    if any(what in answer.get("refused", "") for what in ("Number of experts", "number of available GPUs")):
+        pytest.skip("of experts or cards, not of machines")
     refused = refusal(line, kind == "moe")
     assert bool(refused) == ("refused" in answer or line in WAIT_FOR_EVER), refused
     if refused:
@@ -65,6 +70,18 @@ def test_as_vllms_own_command(kind: str, line: str) -> None:
     if answer["balancing"] != "external" and answer["replicas"]:
         assert gpus_each(args) == answer["replicas"] * answer["ranks_of_it_here"]
         assert num_machines(args) == -(-args.data_parallel_size // answer["replicas"]) * whole
+
+
+def test_what_vllm_starts_is_planned_to_its_end() -> None:
+    """API servers before all replicas of all commands, machines that hold all ranks, a word on the others' commands."""
+    for line in VLLM["moe"]:
+        if not refusal(line, True):
+            args = told(line)
+            groups, spread = groups_of_servers(args), find_spread(args, moe=True)
+            assert sum(groups) == args.data_parallel_size
+            assert num_api_servers(args) >= len(groups)
+            assert spread.num_gpus == replica_size(args) * args.data_parallel_size
+            assert spread.num_machines == 1 or commands_line(args)
 
 
 HEAD = "vllm serve m -dp 16 -dpl 8 -dpa 10.0.0.1 -ep --max-num-seqs 64"

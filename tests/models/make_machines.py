@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ LINES = (
 )
 
 
+def drawn(number: int) -> list[str]:
+    """Command lines of flags drawn apart, so that most do not go together."""
+    rng = random.Random(32)
+    choices = (
+        ("-dp", (1, 2, 3, 4, 8, 16), 0.9), ("-dpl", (0, 1, 2, 3, 4, 8), 0.5), ("-n", (1, 2, 3, 4, 8), 0.4),
+        ("-r", (0, 1, 2, 3), 0.3), ("-tp", (1, 2, 4, 8), 0.4), ("-pp", (1, 2), 0.2), ("-dpr", (0, 1, 2, 4, 8), 0.3),
+        ("-dpn", (0, 1, 3, 8), 0.15), ("-asc", (1, 2, 3), 0.2), ("-dph", None, 0.2), ("-dpe", None, 0.1),
+        ("-dpm", None, 0.12), ("--headless", None, 0.3),
+    )  # fmt: skip
+    lines = []
+    for _ in range(number):
+        taken = [(flag, values) for flag, values, share in choices if rng.random() < share]
+        lines.append(" ".join(f"{flag} {rng.choice(values)}" if values else flag for flag, values in taken))
+    return list(dict.fromkeys(lines))
+
+
 def answer(kind: str, line: str) -> dict[str, Any]:
     """What one command starts, or the first words of vLLM's refusal."""
     import vllm.entrypoints.cli.serve as serve
@@ -198,6 +215,7 @@ def main() -> None:
     card = vllm_meta.platform()
     card.device_count = classmethod(lambda cls: 8)
     found = {kind: {line: answer(kind, line) for line in LINES} for kind in MODELS}
+    found["moe"] |= {line: answer("moe", line) for line in drawn(400)}
     FIXTURE.write_text(json.dumps(found, indent=1) + "\n")
 
 
