@@ -37,7 +37,22 @@ _ON_ONE_RANK = """
 AfmoeForCausalLM DbrxForCausalLM GPT2LMHeadModel GptOssForCausalLM
 Lfm2ForCausalLM NemotronForCausalLM OPTForCausalLM
 """
-ALIKE_ON_ONE_RANK = frozenset(_ON_ONE_RANK.split())
+_SEEING_ON_ONE_RANK = """
+Emu3ForConditionalGeneration Exaone4_5_ForConditionalGeneration Glm4vForConditionalGeneration
+Glm4vMoeForConditionalGeneration GlmOcrForConditionalGeneration Idefics3ForConditionalGeneration
+InternVLForConditionalGeneration LlavaOnevisionForConditionalGeneration Mistral3ForConditionalGeneration
+MuseGlimmerForConditionalGeneration PaddleOCRVLForConditionalGeneration PaliGemmaForConditionalGeneration
+Qwen2_5_VLForConditionalGeneration SmolVLMForConditionalGeneration
+"""
+_SEEING = """
+AudioFlamingo3ForConditionalGeneration GlmAsrForConditionalGeneration GraniteSpeechForConditionalGeneration
+GraniteSpeechPlusForConditionalGeneration HunYuanVLForConditionalGeneration Qwen2AudioForConditionalGeneration
+Qwen2VLForConditionalGeneration Qwen3VLForConditionalGeneration VibeVoiceAsrForConditionalGeneration
+"""
+WITH_TOWERS = frozenset(_SEEING.split())
+"""Architectures whose towers are whole on every rank, all else as by vLLM's own class."""
+WITH_TOWERS_ON_ONE_RANK = frozenset(_SEEING_ON_ONE_RANK.split())
+ALIKE_ON_ONE_RANK = frozenset(_ON_ONE_RANK.split()) | WITH_TOWERS_ON_ONE_RANK
 """Those that tensor parallelism cuts otherwise, or not at all."""
 FP32_ROUTERS = ("Ernie4_5",)
 """Architectures whose class of transformers keeps its routers in 32 bits too (`_keep_in_fp32_modules`)."""
@@ -56,6 +71,11 @@ def as_implemented(model: ModelSpec, args: EngineArgs) -> ModelSpec:
     if args.model_impl != "transformers":
         return model
     _check(model, args)
+    return by_transformers(model)
+
+
+def by_transformers(model: ModelSpec) -> ModelSpec:
+    """The model as the class of transformers holds it: without rotary tables, most routers in 16 bits."""
     model = replace(model, rotary=(), rotary_until_0_31=())
     if model.architecture.startswith(FP32_ROUTERS):
         return model
@@ -73,12 +93,12 @@ def _check(model: ModelSpec, args: EngineArgs) -> None:
         raise KvplanError(f"{said}: vLLM's Transformers backend does not support MXFP4 yet")
     if args.enable_lora:
         raise KvplanError(f"{said}: not planned beside --enable-lora")
-    if name not in ALIKE | ALIKE_ON_ONE_RANK:
+    if name not in ALIKE | ALIKE_ON_ONE_RANK | WITH_TOWERS:
         raise KvplanError(
             f"{said}: planned where vLLM holds the same weights and KV as by its own class; of {name} it holds others,"
             " or does not start it so"
         )
-    if name not in ALIKE and args.tensor_parallel_size > 1:
+    if name in ALIKE_ON_ONE_RANK and args.tensor_parallel_size > 1:
         raise KvplanError(
             f"{said}: transformers' {name} is not cut over ranks as vLLM's is; planned on one rank alone"
         )

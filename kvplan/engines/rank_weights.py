@@ -40,7 +40,7 @@ def weights_of_stages(
         use_mtp=drafts > 0,
         mtp_quantization=speculation(args.speculative_config).quantization if drafts else None,
         language_model_only=args.language_model_only,
-        whole_tower=args.mm_encoder_tp_mode == "data",
+        whole_tower=args.mm_encoder_tp_mode == "data" or args.model_impl == "transformers",
         replicate_embed=args.environment.replicate_embed,
         legacy=legacy,
         least_padding=least_padding,

@@ -303,7 +303,10 @@ def _tower(
     known = tower_bytes(model.vision, args, heads_width(model, args, gpu)) if profile.vision_scale else None
     if known is None or profile.vision_scale is None:
         return _scaled(GiB, profile.vision_gib), profile.vision_gib
-    return _scaled(known, profile.vision_scale), profile.vision_scale
+    peak = _scaled(known, profile.vision_scale)
+    if args.model_impl == "transformers":  # another tower's code, on items that its own processor makes
+        peak = Range(peak.value, peak.low // 2, 2 * peak.high)
+    return peak, profile.vision_scale
 
 
 def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: PipelineStage) -> str:
@@ -314,7 +317,8 @@ def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, s
 
     assert model.vision is not None
     items = profiled_items(model.vision, args)
-    return f"{items[0]} tower on {items[1]}" if items else "vision tower"
+    whose = ", as of vLLM's own class" if args.model_impl == "transformers" else ""
+    return f"{items[0]} tower on {items[1]}{whose}" if items else "vision tower"
 
 
 def _runtime(args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> tuple[Range, str]:
