@@ -272,7 +272,11 @@ def _profiles_tower(
     Source: vLLM 0.32 `profile_run` of `v1/worker/gpu_model_runner.py` and `v1/worker/gpu/model_runner.py`.
     """
     here = stage.is_first or not second_runner(model, args, profile)
-    return here and model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
+    if not here or model.vision is None or args.language_model_only or args.skip_mm_profiling:
+        return False
+    from kvplan.memory.tower_profile import runs_none  # only for models that see: a cold start stays short
+
+    return not runs_none(model.vision, args)
 
 
 def _words_of_sizes(

@@ -33,7 +33,7 @@ from kvplan.memory.item_sizes import (
 )
 from kvplan.memory.tower_attention import WIDTH
 from kvplan.models.spec import VisionSpec
-from kvplan.models.towers.kinds import most_items
+from kvplan.models.towers.kinds import UNCOUNTED, most_items
 from kvplan.models.towers.parts import heard_facts
 
 TILES = 13
@@ -221,6 +221,13 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
         run = max(-(-tokens // facts["run_tokens"]), facts["run_least"])
         patches = min(run * facts["run_patches"], patches)
     return image._replace(patches=patches, tokens=tokens, pixels=pixels, kind="video")
+
+
+def runs_none(vision: VisionSpec, args: ResolvedArgs) -> bool:
+    """Whether start-up runs no item though a prompt may have some: its class counts none of those kinds."""
+    uncounted = UNCOUNTED.get(vision.architecture, ())
+    kinds = {kind for tower in vision.towers for kind in tower} - set(uncounted)
+    return bool(uncounted) and not any(mm_limit(args.limit_mm_per_prompt, kind) for kind in kinds)
 
 
 def sizes_left_out(vision: VisionSpec, args: ResolvedArgs) -> bool:

@@ -18,7 +18,7 @@ from kvplan.engines.command import read_command
 from kvplan.engines.flags import EngineArgs
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
-from kvplan.memory.tower_profile import largest_item, tower_bytes
+from kvplan.memory.tower_profile import largest_item, runs_none, tower_bytes
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
@@ -152,6 +152,17 @@ def test_a_tower_that_nothing_is_seen_with_is_not_profiled_as_if() -> None:
     assert heard is not None
     assert seen is not None
     assert 0 < heard < seen
+
+
+@pytest.mark.parametrize("name", ["MiniCPMO", "MiMoV2Omni, with sections"])
+def test_a_class_that_counts_no_sounds_runs_none(name: str) -> None:
+    """Their tokens are not among those of which vLLM makes a budget: without pictures nothing is run or kept."""
+    model = of_fixture(name)
+    assert model.vision is not None
+    hears, seen = (plan(model, limit_mm_per_prompt=text) for text in (limited(image=0, video=0), None))
+    assert runs_none(model.vision, hears.args)
+    assert not runs_none(model.vision, seen.args)
+    assert hears.budget.activation.size.value < seen.budget.activation.size.value
 
 
 def test_sounds_a_prompt_bound_those_of_the_profile() -> None:

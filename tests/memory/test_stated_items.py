@@ -15,7 +15,7 @@ from kvplan.engines.flags import EngineArgs, ResolvedArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
 from kvplan.memory.stated.rows import STATED
-from kvplan.memory.tower_profile import idle_words, largest_item, profiled_items
+from kvplan.memory.tower_profile import idle_words, largest_item, profiled_items, runs_none
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec, VisionSpec
@@ -47,7 +47,6 @@ UNASKED = {
     "VoxtralRealtimeGeneration": "its layers run with the language model's",
     "Llama_Nemotron_Nano_VL": "InternVL's way, under the names of its checkpoint's processor, which is not there",
     "MiniCPMV": "MiniCPMV4_6ForConditionalGeneration's way; its processor is its checkpoint's",
-    "MiniCPMO": "the same",
     "MiniCPMV4_7ForConditionalGeneration": "MiniCPMV4_6ForConditionalGeneration's class",
     "LlavaNextVideoForConditionalGeneration": "frames of the config's size, as many as are stated",
     "HfMoondream": "its class passes no sizes on",
@@ -97,6 +96,10 @@ def test_items_are_counted_and_run_as_vllm_does(name: str, case: dict[str, Any])
         with pytest.raises(KvplanError):
             largest_item(vision_of(name), flags)
         return
+    if not theirs["tokens"]:  # no budget, and so no run
+        assert runs_none(vision_of(name), flags)
+        return
+    assert not runs_none(vision_of(name), flags)
     kind = max(theirs["tokens"], key=lambda m: (theirs["tokens"][m], m))
     mine = largest_item(vision_of(name), flags)
     assert mine is not None

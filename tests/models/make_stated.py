@@ -25,7 +25,7 @@ import make_largest
 import vllm_meta
 from make_largest import TOLD
 from stated_processors import STUBS
-from stated_sounds import BOTH, EARS, sounds
+from stated_sounds import BOTH, EARS, UNCOUNTED, sounds
 
 WRITTEN = make_largest.FIXTURES / "stated_items_vllm_0.32.json"
 LIMITS = make_largest.FIXTURES / "item_limits_vllm_0.32.json"
@@ -298,6 +298,10 @@ def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -
     else:
         _with_usual_ears(name, info)
     limits = [m for m in info.get_supported_mm_limits() if info.allowed_mm_limits.get(m)]
+    if name in UNCOUNTED:
+        type(info).get_max_image_tokens = type(info).get_max_video_tokens = lambda self, *told: 1
+        told = info.get_mm_max_tokens_per_item(length, dict.fromkeys(limits, 1))
+        return {"tokens": {m: n for m, n in told.items() if m in limits}}
     told = info.get_mm_max_tokens_per_item(length, dict.fromkeys(limits, 1))
     options = made.get_multimodal_config().limit_per_prompt
     samples = len(dummy.get_dummy_mm_data(length, {"audio": 1}, options)["audio"][0])
@@ -355,7 +359,7 @@ def main() -> None:
         LIMITS.write_text(json.dumps(limits(packed), indent=1) + "\n")
         return
     written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
-    for name in sys.argv[1:] or dict.fromkeys((*CASES, *sounds())):
+    for name in sys.argv[1:] or dict.fromkeys((*CASES, *sounds(), *UNCOUNTED)):
         said = [
             {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
             for flags in asked(name)
@@ -369,10 +373,10 @@ def main() -> None:
 
 def asked(name: str) -> list[dict[str, Any]]:
     """Flags that are stated of one architecture."""
+    heard = HEARD if name in sounds() else HEARD[:1] if name in UNCOUNTED else []
     if name not in CASES:
-        return HEARD if name in BOTH else SOUNDS
-    shapes = [] if name in SHAPELESS else SHAPES
-    return [*shapes, *CASES[name], *(HEARD if name in sounds() else ())]
+        return heard if name in {*BOTH, *UNCOUNTED} else SOUNDS
+    return [*([] if name in SHAPELESS else SHAPES), *CASES[name], *heard]
 
 
 def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -> dict[str, Any]:
@@ -383,7 +387,9 @@ def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) 
     TOLD.update(told.get("images_kwargs", {}))
     own = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
     kinds = flags.get("limit_mm_per_prompt", {})
-    if name in sounds() and (name not in CASES or kinds.get("image") == kinds.get("video") == 0):
+    if name in {*sounds(), *UNCOUNTED} and (
+        name not in CASES or kinds.get("image") == kinds.get("video") == 0
+    ):
         return sound(name, case, flags, length)
     try:
         found = make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)

@@ -109,8 +109,11 @@ EARS: dict[str, Any] = {
         (*NEMOTRONS, "InklingForConditionalGeneration", "Dots3NoteForCausalLM"),
         lambda: None,
     ),
+    **dict.fromkeys(("MiniCPMO", "MiMoV2OmniForCausalLM"), lambda: None),
 }
 """Architecture -> what its processor hears with, of Fun-Audio-Chat five minutes at a time; None: its class' own."""
+UNCOUNTED = {"MiniCPMO", "MiMoV2OmniForCausalLM"}
+"""Architectures whose classes count no sound; asked of nothing but whether they do."""
 BOTH = {"Gemma3nForConditionalGeneration"}
 """Architectures that see too, of which only sounds are asked."""
 

@@ -173,6 +173,11 @@ MOST: dict[str, dict[str, int]] = {
 
 Source: `get_supported_mm_limits` of vLLM 0.32; held to `fixtures/item_limits_vllm_0.32.json`.
 """
+UNCOUNTED = {"MiniCPMO": SOUND, "MiMoV2OmniForCausalLM": SOUND}
+"""Architecture -> kinds of which its class names no tokens: they are never profiled, and no room is kept for them.
+
+Source: `get_mm_max_tokens_per_item` of vLLM 0.32's classes, `multimodal/encoder_budget.py`.
+"""
 UNLIMITED = 999
 
 
