@@ -98,7 +98,8 @@ def _by_row(
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
         if "beside" in facts:
             found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
-    found |= told_sound(vision, facts, args)
+    if not heard_facts(facts):  # else it stands beside what is seen
+        found |= told_sound(vision, facts, args)
     if row.video is not None:
         limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
         told_video = mm_sizes(args.limit_mm_per_prompt, "video")

@@ -163,6 +163,18 @@ def test_towers_without_a_row_say_that_sizes_are_not_planned() -> None:
     assert ", stated sizes not planned;" in plan.budget.activation.why
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Phi4MMForCausalLM", "image"), ("Gemma4UnifiedForConditionalGeneration", "video")]
+)
+def test_a_short_sound_changes_nothing_of_the_picture_beside_it(name: str, kind: str) -> None:
+    vision = vision_of(name)
+    usual, short = (args(limit_mm_per_prompt=text) for text in (None, {"audio": {"length": 700}}))
+    assert largest_item(vision, short) == largest_item(vision, usual)
+    item = largest_item(vision, usual)
+    assert item is not None
+    assert item.kind == kind
+
+
 def test_openpangus_largest_picture_is_known_once_flags_bound_it() -> None:
     """Its limit of pixels stands in a file of the checkpoint."""
     model = model_of("OpenPanguVLForConditionalGeneration")
