@@ -190,15 +190,27 @@ def test_convolutions_of_qwen_3_are_run_500_seconds_at_a_time() -> None:
     assert many == pytest.approx(2 * (500 * 13 * 236308 + kept), rel=0.001)
 
 
-def test_parakeets_first_convolution_is_what_it_holds() -> None:
-    """131,832 numbers a frame behind it, of one clip or six of 3,001 frames (transformers' `ParakeetEncoder`)."""
-    vision = tower("NemotronH_Nano_Omni_Reasoning_V3")
-    asked = args(limit_mm_per_prompt='{"image": 0, "video": 0}')
+@pytest.mark.parametrize(
+    ("name", "frames", "numbers"),
+    [
+        (
+            "NemotronH_Nano_Omni_Reasoning_V3",
+            20 * 376,
+            131832,
+        ),  # ParakeetEncoder on 1 and 6 clips of 3,001 frames
+        ("Phi4MMForCausalLM", 188, 328320),  # NemoConvSubsampling on 1,504 frames
+        ("Dots3NoteForCausalLM", 750, 247808),  # DotsSpeechEncoder._forward_conv2d_stem on 1 and 2 minutes
+    ],
+)
+def test_first_convolutions_are_what_ears_hold(name: str, frames: int, numbers: int) -> None:
+    """Numbers a frame behind them, of a sound that is run where nothing may be seen."""
+    vision = tower(name)
+    asked = args(batch=256, limit_mm_per_prompt='{"image": 0, "video": 0}')  # one sound
     found, known = largest_item(vision, asked), tower_bytes(vision, asked)
     assert found is not None
     assert known is not None
-    assert (found.kind, found.patches) == ("audio", 20 * 376)
-    assert known / 2 / found.patches == pytest.approx(131832, rel=0.01)
+    assert (found.kind, found.patches) == ("audio", frames)
+    assert known / 2 / frames == pytest.approx(numbers, rel=0.01)
 
 
 def test_ultravox_runs_sixteen_windows_at_a_time() -> None:
