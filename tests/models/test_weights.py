@@ -435,6 +435,16 @@ def test_k2_horizon_in_fp8_takes_its_files_bytes(name: str, gigabytes: float) ->
     assert (mine.total - mine.rotary) / 1e9 == pytest.approx(gigabytes, rel=5e-4)
 
 
+def test_laguna_s_in_int4_takes_what_its_card_says() -> None:
+    """Roughly 72 GB by its card; 17.53 GiB a rank with the draft of four RTX 3090s, whose six layers hold about half of
+    one, as a public recipe measured in July (tables of 262,144 tokens)."""
+    shorter = {"rope_parameters": {"full_attention": {"factor": 32.0}}, "max_position_embeddings": 262_144}
+    whole = heaviest_rank(load_model("poolside/Laguna-S-2.1-INT4"))
+    assert whole.total - whole.rotary == pytest.approx(72e9, rel=2e-3)
+    july = load_model("poolside/Laguna-S-2.1-INT4", hf_overrides=shorter)
+    assert 0.4 < 17.53 - heaviest_rank(july, tensor_parallel_size=4).loaded / GiB < 0.75
+
+
 @pytest.mark.parametrize(("kind", "gigabytes"), [("FP8", 3.096), ("fp4", 1.68), ("int4", 1.81)])
 def test_ling_3s_drafting_layer_takes_its_files_bytes(kind: str, gigabytes: float) -> None:
     drafting = heaviest_rank(load_model(f"inclusionAI/Ling-3.0-flash-{kind}"), use_mtp=True).mtp
