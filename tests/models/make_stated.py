@@ -25,7 +25,7 @@ import make_largest
 import vllm_meta
 from make_largest import TOLD
 from stated_processors import STUBS
-from stated_sounds import BOTH, EARS, UNCOUNTED, sounds
+from stated_sounds import EARS, UNCOUNTED, sounds
 
 WRITTEN = make_largest.FIXTURES / "stated_items_vllm_0.32.json"
 LIMITS = make_largest.FIXTURES / "item_limits_vllm_0.32.json"
@@ -268,6 +268,7 @@ CASES |= {
     ),
     "Qwen2_5OmniForConditionalGeneration": CASES["Qwen2_5OmniModel"],
     **dict.fromkeys(("QianfanOCRForConditionalGeneration", "SkyworkR1VChatModel"), CASES["NVLM_D"]),
+    "Gemma3nForConditionalGeneration": [],
     "NemotronParseForConditionalGeneration": [],
     "OpenVLAForActionPrediction": [],
 }
@@ -375,7 +376,7 @@ def asked(name: str) -> list[dict[str, Any]]:
     """Flags that are stated of one architecture."""
     heard = HEARD if name in sounds() else HEARD[:1] if name in UNCOUNTED else []
     if name not in CASES:
-        return heard if name in {*BOTH, *UNCOUNTED} else SOUNDS
+        return heard if name in UNCOUNTED else SOUNDS
     return [*([] if name in SHAPELESS else SHAPES), *CASES[name], *heard]
 
 

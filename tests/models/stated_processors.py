@@ -356,7 +356,18 @@ def _openvla(info: Any) -> Any:
     return SimpleNamespace(numbers=lambda image: own(images=[image])["pixel_values"].numel())
 
 
+def _gemma3n(info: Any) -> Any:
+    """Squares of 768 pixels, as many tokens as the config says, and its ears."""
+    from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
+
+    made = make_largest._square("siglip.image_processing_siglip", "SiglipImageProcessor", 768)(info)
+    made.tokens = lambda image: info.get_hf_config().vision_soft_tokens_per_image
+    made.feature_extractor = Gemma3nAudioFeatureExtractor()
+    return made
+
+
 STUBS = {
+    "Gemma3nForConditionalGeneration": _gemma3n,
     "NemotronParseForConditionalGeneration": _parsed,
     "OpenVLAForActionPrediction": _openvla,
     "OpenPanguVLForConditionalGeneration": _pangu,

@@ -96,10 +96,7 @@ EARS: dict[str, Any] = {
     "FunAudioChatForConditionalGeneration": lambda: {"feature_extractor": _whisper(chunk_length=300)},
     "VibeVoiceAsrForConditionalGeneration": _vibevoice_ears,
     "Phi4MMForCausalLM": lambda: {"feature_extractor": SimpleNamespace(sampling_rate=16000)},
-    "Gemma3nForConditionalGeneration": lambda: {
-        **_gemma("gemma3n", "Gemma3nAudioFeatureExtractor"),
-        "image_processor": SimpleNamespace(size={"width": 768, "height": 768}),
-    },
+    "Gemma3nForConditionalGeneration": lambda: _gemma("gemma3n", "Gemma3nAudioFeatureExtractor"),
     "Gemma4, with its towers": lambda: _gemma("gemma4", "Gemma4AudioFeatureExtractor"),
     "Gemma4UnifiedForConditionalGeneration": lambda: _gemma(
         "gemma4_unified", "Gemma4UnifiedAudioFeatureExtractor"
@@ -114,8 +111,6 @@ EARS: dict[str, Any] = {
 """Architecture -> what its processor hears with, of Fun-Audio-Chat five minutes at a time; None: its class' own."""
 UNCOUNTED = {"MiniCPMO", "MiMoV2OmniForCausalLM"}
 """Architectures whose classes count no sound; asked of nothing but whether they do."""
-BOTH = {"Gemma3nForConditionalGeneration"}
-"""Architectures that see too, of which only sounds are asked."""
 
 
 def _heard_frames(extractor: Any, samples: int, **told: Any) -> int:
