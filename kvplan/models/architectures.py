@@ -321,12 +321,22 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
 
 
 def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None:
-    """The config's `quantization_config`, with DeepSeek V4's dtype of experts, which stands beside it."""
+    """The config's `quantization_config`, with DeepSeek V4's dtype of experts, which stands beside it.
+
+    FP4 where none is told: vLLM 0.32 `models/deepseek_v4/quant_config.py: expert_dtype`.
+    """
     found = outer.section("quantization_config").raw or text.section("quantization_config").raw
     if not found:
         return None
-    expert_dtype = text.text("expert_dtype")
+    is_v4 = text.text("model_type") in DEEPSEEK_V4 and found.get("quant_method") == "fp8"
+    expert_dtype = text.text("expert_dtype", default="fp4" if is_v4 else "")
+    if is_v4 and expert_dtype not in ("fp4", "fp8"):
+        raise text.error("expert_dtype must be fp4 or fp8")
     return {**found, "expert_dtype": expert_dtype} if expert_dtype else found
+
+
+DEEPSEEK_V4 = ("deepseek_v4", "deepseek_v4_text", "deepseek_v41", "deepseek_v41_text")
+"""Model types whose FP8 vLLM reads by a class of their own."""
 
 
 def text_section(outer: Keys) -> Keys:

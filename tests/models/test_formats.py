@@ -7,11 +7,13 @@ own classes and to published files.
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.quantization_config import load_format
@@ -328,3 +330,16 @@ def test_scales_of_inputs_stand_in_the_checkpoint_where_they_are_static(
     layer = layer_modules(model.layers[0], model.hidden_size, Cut())
     schemes = set(map(quantization_rule(model), layer)) - {None}
     assert [(s.bits, s.is_static) for s in schemes if s] == [(8, is_static)]
+
+
+def test_deepseek_v4s_experts_are_of_4_bits_unless_told() -> None:
+    """A base model's are FP8, with scales of 4 bytes everywhere; vLLM takes no third kind."""
+    told = json.loads((ROOT / "kvplan/catalog/models/deepseek-ai--DeepSeek-V4-Flash.json").read_text())
+    plain = {key: value for key, value in told.items() if key != "expert_dtype"}
+    small, same, large = (
+        heaviest_rank(from_config(c)) for c in (told, plain, {**told, "expert_dtype": "fp8"})
+    )
+    assert small == same
+    assert large.total > 1.7 * small.total
+    with pytest.raises(KvplanError, match="expert_dtype must be fp4 or fp8"):
+        from_config({**told, "expert_dtype": "int4"})
