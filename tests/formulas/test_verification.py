@@ -12,8 +12,11 @@ from places import FIXTURES
 
 from kvplan.formulas import verification
 from kvplan.formulas.verification import admitted, cost_table, draft_budget, profiled_sizes
+from kvplan.schedulers.vllm.adaptive_verification import AdaptiveVerification, VerificationCosts
+from kvplan.schedulers.vllm.output import SchedulerOutput
 
-CASES: list[dict[str, Any]] = json.loads((FIXTURES / "verification_vllm_0.32.json").read_text())
+TOLD = json.loads((FIXTURES / "verification_vllm_0.32.json").read_text())
+CASES: list[dict[str, Any]] = TOLD["cases"]
 
 
 def budget_of(case: dict[str, Any], rule: Callable[..., int] = draft_budget) -> int:
@@ -57,6 +60,31 @@ def test_of_equal_drafts_the_first_places_come_first() -> None:
     survival = np.array([[0.9, 0.5, 0.2]] * 3)
     assert admitted(survival, np.array([3, 3, 1]), 4).tolist() == [2, 1, 1]
     assert admitted(survival, np.array([3, 3, 1]), 0).tolist() == [0, 0, 0]
+
+
+def budgets_of(story: dict[str, Any], late: bool = True) -> list[int | None]:
+    """The twin's, step by step; `late`: whoever came in with the step before counts as sure."""
+    draft, verify = cost_table(story["draft_curve"], 12, 48), cost_table(story["verify_curve"], 400, 48)
+    survival = tuple(np.cumprod(story["rates"]))
+    verification = AdaptiveVerification(VerificationCosts(draft, verify, 1 << 20), survival)
+    found: list[int | None] = []
+    came_before: list[str] = []
+    for told in story["steps"]:
+        output = SchedulerOutput(1, {name: sum(both) for name, both in told["step"].items()})
+        output.num_draft_tokens = {name: drafts for name, (_, drafts) in told["step"].items() if drafts}
+        output.admitted, output.prefill_chunks = dict.fromkeys(told["new"], 0), set(told["chunks"])
+        verified = verification.verified(output, came_before) if output.num_draft_tokens else None
+        found.append(None if verified is None else sum(verified.values()))
+        came_before = told["new"] if late else []
+    return found
+
+
+def test_confidences_come_two_steps_late() -> None:
+    """As vLLM's own manager decides over many steps, requests coming and going."""
+    for story in TOLD["stories"]:
+        assert budgets_of(story) == [step["budget"] for step in story["steps"]]
+    at_once = [budgets_of(story, late=False) for story in TOLD["stories"]]
+    assert at_once != [[step["budget"] for step in story["steps"]] for story in TOLD["stories"]]
 
 
 @pytest.mark.parametrize("wrong", [
