@@ -6,6 +6,7 @@ A point that cannot run is a row too: its `error` says why, and its figures are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,8 @@ def point_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup]
     if scenario.problems is None:
         return cached_setups(scenario, end)
     spec = scenario.problems.strategies[0].expanded()[0]
-    setups = set_up_all(only_models_of(scenario, spec))
-    return setups if end is None else at_end(setups, end)
+    setups = _cached_solving(_Solving.of(only_models_of(scenario, spec)))
+    return dict(setups) if end is None else at_end(setups, end)
 
 
 def cached_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup]:
@@ -185,6 +186,28 @@ def cached_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup
 
 
 _DEPLOYED = set(Deployment.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Solving:
+    """A scenario with problems, alike for all that its engines hang on."""
+
+    scenario: Scenario = field(compare=False)
+    told: tuple[str, ...]
+    folder: Path
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> _Solving:
+        problems = scenario.problems
+        assert problems is not None
+        told = [f"{name} {d.model_dump_json(include=_DEPLOYED)}" for name, d in scenario.deployments.items()]
+        told += [problems.verifier.model_dump_json(), repr(problems.compression)]
+        return cls(scenario, tuple(told), scenario.folder)
+
+
+@lru_cache(16)
+def _cached_solving(solving: _Solving) -> dict[str, Setup]:
+    return set_up_all(solving.scenario)
 
 
 @lru_cache(64)

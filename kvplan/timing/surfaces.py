@@ -196,6 +196,8 @@ class AttentionSurface:
     _curves: dict[tuple[int, float], tuple[Curve, Curve]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _decodes: dict[Shape, tuple[Array, float]] = field(default_factory=dict, init=False, repr=False)
+    """Shape -> its ratios and how many sequences of theirs one is: the same at every batch."""
     _works: list[AttentionWork] = field(default_factory=list, init=False, repr=False)
     """Kept, so that no other work gets an id in `_curves`."""
 
@@ -253,9 +255,13 @@ class AttentionSurface:
         return Curve(tuple(self.lengths.tolist()), tuple(np.maximum.accumulate(seconds).tolist()))
 
     def _decode_of(self, a: AttentionWork) -> tuple[Array, float]:
-        chosen, times = self._shape_of(a, self.shapes)
-        ratio: Array = sum((w * self.decode[i] for i, w in chosen), np.zeros(1))
-        return ratio, times
+        shape = a.num_heads, a.num_kv_heads, a.head_dim
+        found = self._decodes.get(shape)
+        if found is None:
+            chosen, times = self._shape_of(a, self.shapes)
+            ratio: Array = sum((w * self.decode[i] for i, w in chosen), np.zeros(1))
+            found = self._decodes[shape] = ratio, times
+        return found
 
     def _shape_of(self, a: AttentionWork, shapes: tuple[Shape, ...]) -> tuple[list[tuple[int, float]], float]:
         """Measured shapes with weights, and how many sequences of theirs one of ours is."""

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_recommend import BASE, WORKLOAD
 
 from kvplan.ground.units import TICKS_PER_S
-from kvplan.scenario.schema import parse_scenario
+from kvplan.scenario.schema import load_scenario, parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.bounds import cannot_meet, least_seconds
 from kvplan.search.candidates import copies_needed, share_of
 from kvplan.search.highest_load import LoadTest, Trial, highest_load
-from kvplan.search.point_row import run_point
-from kvplan.simulation.deploy import set_ups
+from kvplan.search.point_row import point_setups, run_point
+from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
 
@@ -216,3 +216,19 @@ def test_a_sustained_rate_is_sustained_for_longer(slo: dict[str, float]) -> None
     assert row["slo_met"]
     assert found.met is not None
     assert row["duration_s"] > 3 * found.met.row["duration_s"]
+
+
+def test_trials_of_problems_share_their_engines() -> None:
+    """Points that differ in load alone plan once; another verifier, compression or flag is another engine."""
+
+    def engine(*told: str) -> Setup:
+        return point_setups(load_scenario("strategy_rollout_labels", told))[""]
+
+    first = engine("problems.num_problems=5")
+    assert engine("problems.num_problems=9", "workload.seed=3") is first
+    for told in (
+        "problems.verifier={kind: orm, model: Qwen/Qwen3-0.6B}",
+        "problems.compression={budget_tokens: 4096, buffer_tokens: 64}",
+        "engine.max_num_seqs=7",
+    ):
+        assert engine(told).config != first.config, told
