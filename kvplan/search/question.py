@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError, did_you_mean
-from kvplan.ground.gpu import get_gpu, split_count
+from kvplan.ground.gpu import get_gpu, split_machines
 from kvplan.ground.units import cdiv
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
@@ -57,6 +57,8 @@ class Cards(NamedTuple):
     number: int
     """0 = as many as it takes."""
     name: str
+    on_machine: int = 0
+    """Of them, on one of several machines; 0 = all on one."""
 
     def __str__(self) -> str:
         return f"{self.number} x {self.name}" if self.number else self.name
@@ -162,13 +164,14 @@ def read_cards(texts: Iterable[str]) -> tuple[Cards, ...]:
     Raises KvplanError for a card that nobody knows and for one named twice.
 
     >>> read_cards(["2xh100", "h200"])
-    (Cards(number=2, name='h100-sxm'), Cards(number=0, name='h200'))
+    (Cards(number=2, name='h100-sxm', on_machine=0), Cards(number=0, name='h200', on_machine=0))
     """
     found: list[Cards] = []
     for text in texts:
-        count, name = split_count(text)
+        machines, each, name = split_machines(text)
         card = get_gpu(name)
-        found.append(Cards(count if name != text else 0, card.name if _is_named(name) else name))
+        number = machines * each if name != text else 0
+        found.append(Cards(number, card.name if _is_named(name) else name, each if machines > 1 else 0))
     names = [cards.name for cards in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -219,8 +222,12 @@ def make_scenario(
 
 
 def sizes(cards: Cards) -> list[int]:
-    """Cards of one copy that are tried: powers of two, up to a host's or to those that there are."""
-    most = min(cards.number or LARGEST_TP, LARGEST_TP)
+    """Cards of one copy that are tried: powers of two, up to a machine's or to those that there are.
+
+    >>> sizes(Cards(8, "h100-sxm")), sizes(Cards(8, "a10g", on_machine=4))
+    ([1, 2, 4, 8], [1, 2, 4])
+    """
+    most = min(cards.number or LARGEST_TP, cards.on_machine or LARGEST_TP, LARGEST_TP)
     return [1 << i for i in range(most.bit_length())]
 
 

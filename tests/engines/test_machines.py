@@ -32,6 +32,7 @@ from kvplan.memory.exchange_buffers import exchange_bytes
 from kvplan.memory.forward import estimate
 from kvplan.memory.kernel_checks import check_kernels
 from kvplan.models.load import load_model
+from kvplan.search.question import read_cards, sizes
 
 VLLM = json.loads((FIXTURES / "machines_vllm_0.32.json").read_text())
 WAIT_FOR_EVER = ("-dp 16 -n 2 -dpl 16", "-dp 5 -n 2 -tp 2", "-dp 5 -n 2 -tp 2 -dpl 2")
@@ -197,6 +198,7 @@ def test_machines_of_a_cloud_by_their_number() -> None:
     assert asked("2xp5en.48xlarge", "-dp 16 -dpl 8") == asked("8xh200", "-dp 16 -dpl 8") == (1, 1, 16, 2)
     assert asked("2xp5en.48xlarge", "-dp 16 -n 2") == (1, 1, 16, 2)
     assert split_count("2xp5en.48xlarge") == split_count("p5en.48xlarge:2") == (16, "h200")
+    assert [*map(sizes, read_cards(["2xg5.12xlarge", "8xh100"]))] == [[1, 2, 4], [1, 2, 4, 8]]
     for text, flags, why in (
         ("2xp5en.48xlarge", "-dp 32 -dpl 8", "2 machines, the flags ask for 4"),
         ("2xp5en.48xlarge", "-tp 8 -pp 3", "2 machines of 8 cards, the parallel sizes ask for 24"),
