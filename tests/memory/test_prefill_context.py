@@ -22,7 +22,11 @@ def plan(model: str, pcp: int = 2, **flags: Any) -> Plan:
     return estimate(model, "h200", args)
 
 
-@pytest.mark.parametrize("flags", [{}, {"enable_expert_parallel": True}])
+WHOLE_TOKENS = {"enable_expert_parallel": True, "all2all_backend": "flashinfer_nvlink_two_sided"}
+"""An exchange that tokens are not split for, so that shared experts are cut over data-parallel ranks too."""
+
+
+@pytest.mark.parametrize("flags", [{}, WHOLE_TOKENS])
 def test_experts_are_cut_as_over_data_parallel_ranks_and_kv_is_whole(flags: dict[str, Any]) -> None:
     """Weights are those of twice the data-parallel ranks; sequences are those of one replica, cards twice as many."""
     split, alone, twice = (
@@ -35,6 +39,17 @@ def test_experts_are_cut_as_over_data_parallel_ranks_and_kv_is_whole(flags: dict
     assert split.bytes_per_token == alone.bytes_per_token
     assert split.max_num_seqs == alone.max_num_seqs == twice.max_num_seqs // 2
     assert split.price_per_hour == 2 * alone.price_per_hour
+
+
+def test_shared_experts_are_whole_over_data_parallel_ranks_alone() -> None:
+    """vLLM 0.32 `config/parallel.py: use_sequence_parallel_moe` asks for data parallelism, not for split prompts."""
+    split, twice = (
+        plan(V3, pcp, tensor_parallel_size=8, data_parallel_size=dp, enable_expert_parallel=True).budget
+        for pcp, dp in ((2, 1), (1, 2))
+    )
+    shared = 3 * 2048 * 7168  # of each of 58 layers, in FP8 with a float32 scale per 128 x 128
+    whole = 58 * (shared + 4 * shared // 128**2)
+    assert twice.weights.size.value - split.weights.size.value == whole * 7 // 8
 
 
 @pytest.mark.parametrize(
