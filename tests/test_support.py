@@ -76,7 +76,7 @@ def test_engines() -> None:
         )
     text = (
         f"## Engine versions\n\n{table('engine, since, runtime growth learnt from', rows)}\n\nPasted commands: all"
-        " flags of vLLM 0.32's parser (below), of SGLang's and TensorRT-LLM's those that change the plan."
+        " flags of vLLM 0.32's parser (below), of SGLang 0.5.23's and of trtllm-serve's."
     )
     section("engines", text, PAGE)
 

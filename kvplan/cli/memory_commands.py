@@ -29,7 +29,7 @@ from kvplan.models.load import find_bundled, load_model, path_exists
 from kvplan.profiles.memory_profile import MemoryProfile
 
 if TYPE_CHECKING:
-    from kvplan.engines.command import Command
+    from kvplan.engines.told import Command
 
 
 def estimate_command(
@@ -158,7 +158,7 @@ def _over(pasted: EngineArgs, own: EngineArgs | None) -> EngineArgs:
 
 def _pasted(first: str, others: tuple[str, ...]) -> Command:
     from kvplan.engines.command import read_command  # only where one is pasted: a cold start stays short
-    from kvplan.engines.shell_words import NoStart
+    from kvplan.engines.started import NoStart
 
     try:
         told = read_command((first, *others))

@@ -117,6 +117,7 @@ def _word(name: str, value: str) -> bool:
 
 
 def _partition(name: str, value: str) -> tuple[int, ...]:
+    """As vLLM reads it: `int` of what is between commas, blanks and all (`distributed/utils.py: get_pp_indices`)."""
     parts = value.split(",")
     if not all(re.fullmatch(r"\d{1,6}", part.strip()) for part in parts):
         raise KvplanError(f"{name}={value[:40]}: layers of each pipeline stage, e.g. 20,21,21,18")
@@ -200,9 +201,14 @@ def environment_text(value: Any) -> str | None:
     if value is None:
         return None
     pairs = (
-        value.items() if isinstance(value, Mapping) else (w.partition("=")[::2] for w in str(value).split())
+        value.items()
+        if isinstance(value, Mapping)
+        else (w.partition("=")[::2] for w in _PAIRS.split(str(value)))
     )
-    told = {str(name): str(int(said) if isinstance(said, bool) else said) for name, said in pairs}
+    told = {
+        str(name).strip(): _one_word(int(said) if isinstance(said, bool) else said) for name, said in pairs
+    }
+    told.pop("", None)
     for name in told:
         if name not in ACTS:
             raise ValueError(
@@ -216,6 +222,15 @@ def environment_text(value: Any) -> str | None:
     return text or None
 
 
+_PAIRS = re.compile(r"\s+(?=[A-Za-z_]\w*=|$)")
+"""What parts `NAME=VALUE`s: a value may have blanks."""
+
+
+def _one_word(value: Any) -> str:
+    """A value without the blanks around its commas and at its ends, which no reader of these minds."""
+    return re.sub(r"\s*,\s*", ",", str(value).strip())
+
+
 @lru_cache(64)
 def environment_of(text: str | None) -> Environment:
     """The variables read.
@@ -223,7 +238,7 @@ def environment_of(text: str | None) -> Environment:
     >>> environment_of("VLLM_PP_LAYER_PARTITION=30,34").pp_layer_partition
     (30, 34)
     """
-    pairs = (word.partition("=")[::2] for word in (text or "").split())
+    pairs = (word.partition("=")[::2] for word in _PAIRS.split(text) if word) if text else ()
     told: dict[str, Any] = {
         name.removeprefix("VLLM_").lower(): ACTS[name](name, said) for name, said in pairs
     }

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -37,6 +38,28 @@ GONE = {
     "enable-expert-parallelism": "--enable-expert-parallel",
 }
 """Flags of older versions, and what became of them: 0.32's parser refuses them."""
+IDLE_THEN = {
+    *("disable-log-requests", "swap-space", "use-v2-block-manager", "device", "enable-reasoning"),
+    *(
+        "disable-frontend-multiprocessing",
+        "disable-mm-preprocessor-cache",
+        "expand-tools-even-if-tool-choice-none",
+    ),
+    *("guided-decoding-backend", "guided-decoding-disable-additional-properties", "worker-use-ray"),
+    *(
+        "guided-decoding-disable-any-whitespace",
+        "guided-decoding-disable-fallback",
+        "logits-processor-pattern",
+    ),
+    *(
+        "tokenizer-pool-extra-config",
+        "tokenizer-pool-size",
+        "tokenizer-pool-type",
+        "multi-step-stream-outputs",
+    ),
+    *("eplb-log-balancedness", "use-gpu-for-pooling-score"),
+}
+"""Those of them that changed nothing of a plan in the versions that had them."""
 
 
 @cache
@@ -57,6 +80,44 @@ def _also() -> dict[str, str]:
     return {also.lstrip("-"): name for name, told in _table().items() for also in told.split()[1:]}
 
 
+class Age(NamedTuple):
+    """From which of vLLM's series to which a flag is there; the last is none where 0.32 has it."""
+
+    since: tuple[int, int] = (0, 0)
+    until: tuple[int, int] | None = None
+
+
+@cache
+def flag_ages() -> dict[str, Age]:
+    """Flag, also of older parsers -> its age."""
+    told = json.loads((catalog_dir() / "vllm_flag_ages.json").read_text())
+    ages: dict[str, Age] = {}
+    for key in ("since", "until"):
+        for version, names in told[key].items():
+            major, minor = map(int, version.split("."))
+            ages |= {name: ages.get(name, Age())._replace(**{key: (major, minor)}) for name in names.split()}
+    return ages
+
+
+def check_age(flag: str, version: str) -> None:
+    """Raises KvplanError for a flag that is younger than a stated version of vLLM."""
+    since = flag_ages().get(flag, Age()).since
+    if version and tuple(map(int, version.split(".")[:2])) < since:
+        came = "0.15 or 0.16" if since == (0, 15) else f"{since[0]}.{since[1]}"
+        raise KvplanError(f"--{flag}: vLLM {version} has no such flag; it came with {came}")
+
+
+def older_flag(name: str, version: str) -> str:
+    """The flag of an older parser that a spelling is, where the stated version has it; else empty."""
+    base = name.partition(".")[0].replace("_", "-")
+    if base.startswith("no-") and base[3:] in flag_ages():
+        base = base[3:]
+    age = flag_ages().get(base, Age())
+    if not version or age.until is None or base in vllm_flags():
+        return ""
+    return base if age.since <= tuple(map(int, version.split(".")[:2])) <= age.until else ""
+
+
 def short_flags() -> dict[str, str]:
     """Spellings with one dash -> flag: -tp, -q ..."""
     return {also: name for name, told in _table().items() for also in told.split()[1:] if also[1] != "-"}
@@ -70,6 +131,8 @@ def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
         if re.match(r"--?[A-Za-z]", word):
             yield name, values
             name, equals, value = word.lstrip("-").partition("=")
+            if re.search(r"\s", name):
+                name, equals, value = word.lstrip("-"), "", ""
             if not word.startswith("--") and (short := re.fullmatch(r"O(\d?)", name)):
                 name = "optimization-level"
                 equals, value = ("=", short[1]) if short[1] else (equals, value)
@@ -79,10 +142,11 @@ def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield name, values
 
 
-def with_config_file(words: list[str]) -> list[str]:
+def with_config_file(words: list[str], files: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """The words with those of --config's YAML file in its place, behind the model: the command line's own win.
 
-    Source: vLLM 0.32 `utils/argparse_utils.py: _pull_args_from_config, load_config_file`.
+    Source: vLLM 0.32 `utils/argparse_utils.py: _pull_args_from_config, load_config_file`; SGLang's
+    `server_args_config_parser.py` likewise. `files` are those that the paste itself writes.
     Raises KvplanError for a file that is not there or holds no flags.
     """
     at = next((i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")), None)
@@ -92,21 +156,31 @@ def with_config_file(words: list[str]) -> list[str]:
     path = path if equals else words[at + 1] if at + 1 < len(words) else ""
     rest = words[:at] + words[at + (1 if equals else 2) :]
     model = 0 if not rest or rest[0].startswith("-") else 1
-    return [*rest[:model], *_file_words(path), *rest[model:]]
+    return [*rest[:model], *_file_words(path, files), *rest[model:]]
 
 
-def _file_words(path: str) -> Iterator[str]:
+def flags_of_file(path: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a YAML file of flags says, of those that the paste writes or of this machine's."""
     if path.rpartition(".")[2] not in ("yaml", "yml"):
         raise KvplanError(f"--config {path[:60]}: a .yaml or .yml file of flags")
+    written = {name.removeprefix("./"): text for name, text in files.items()}
     try:
-        told = load_yaml(Path(path).read_text())
+        told = load_yaml(written.get(path.removeprefix("./")) or Path(path).read_text())
+    except FileNotFoundError:
+        raise KvplanError(
+            f"--config {path[:60]}: cannot be read: no such file here, nor one that the paste writes; say its flags"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise KvplanError(f"--config {path[:60]}: cannot be read ({type(error).__name__})") from None
     except yaml.YAMLError as error:
         raise KvplanError(f"--config {path[:60]}: {complaint_of(error)}") from None
     if not isinstance(told, dict):
         raise KvplanError(f"--config {path[:60]}: holds no flags, name: value")
-    for key, value in told.items():
+    return told
+
+
+def _file_words(path: str, files: Mapping[str, str]) -> Iterator[str]:
+    for key, value in flags_of_file(path, files).items():
         if isinstance(value, bool):
             if value or vllm_flags().get(str(key).replace("_", "-")) == "switch":
                 yield f"--{'' if value else 'no-'}{key}"
@@ -131,8 +205,15 @@ def known_flag(name: str) -> tuple[str, str, bool | None]:
         return begun[0], inner, None
     if begun:
         raise KvplanError(f"--{base}: ambiguous, could be {', '.join(f'--{name}' for name in begun[:4])}")
+    if until := flag_ages().get(base, Age()).until:
+        about = GONE.get(base, f"{until[0]}.{until[1]} was the last that had it")
+        raise KvplanError(f"--{base}: vLLM 0.32 has no such flag ({about})")
     if base in GONE:
         raise KvplanError(f"--{base}: vLLM 0.32 has no such flag ({GONE[base]})")
+    if re.search(r"\s", base):
+        raise KvplanError(
+            f"unrecognized argument '--{name[:60]}': one word, blanks and all, as quotes made it"
+        )
     raise KvplanError(
         f"--{base[:60]}: vLLM 0.32 has no such flag{did_you_mean(base[:60], ('tensor-parallel-size', *vllm_flags()))}"
     )

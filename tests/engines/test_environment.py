@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.command import Command, read_command
+from kvplan.engines.command import read_command
 from kvplan.engines.environment import ACTS, KERNEL_NAMES, NOT_PLANNED, environment_of, sort_out
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.idle_variables import IDLE
 from kvplan.engines.resolve import resolve
 from kvplan.engines.stages import stages_of
+from kvplan.engines.told import Command
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import Plan, estimate
