@@ -104,8 +104,10 @@ def test_stated_sizes() -> None:
     def words(row: TowerRow) -> tuple[str, str]:
         acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
         sizes = [f"`{kind}.{key}`" for kind, keys in acts.items() for key in keys]
-        keys = ", ".join(f"`{key}`" for key in row.keys) + ("; others end the start" if row.strict else "")
-        return keys or "none", ", ".join(sizes) or "none"
+        keys = ", ".join(f"`{key}`" for key in row.keys) or "none"
+        scopes = {"idle": "; outside of scopes alone", "refused": "; scopes end the start"}
+        keys += "; others end the start" if row.strict else scopes.get(row.scoped, "")
+        return keys, ", ".join(sizes) or "none"
 
     of: dict[tuple[str, str], list[str]] = {words(QWENS): ["Qwen's towers and their kin", "GLM's"]}
     for name, row in STATED.items():

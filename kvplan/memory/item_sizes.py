@@ -85,25 +85,32 @@ def _by_row(
     row: TowerRow, vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs
 ) -> dict[str, int]:
     """The facts as a row of the table says."""
-    told = options(args.mm_processor_kwargs, "image")
+    text = args.mm_processor_kwargs
+    flat, scopes = _split(text)
+    if scopes and row.scoped == "refused":
+        raise KvplanError(f"{FLAG}: this model's processor takes no {next(iter(scopes))}")
+    told, of_video = ({**flat} if row.scoped == "idle" else options(text, kind) for kind in SCOPES)
     if row.strict and (unknown := sorted(set(told) - set(row.keys))):
         known = f"; it takes {', '.join(row.keys)}" if row.keys else ""
         raise KvplanError(f"{FLAG}: this model's processor takes no {unknown[0][:40]!r}{known}")
-    found, keys = dict(facts), {key: told[key] for key in row.keys if key in told}
+    found, keys = dict(facts), _of(row, told)
     way = None
     if row.way is not None:
-        way = row.way(StatedSizes({**facts, "context": args.max_model_len}, keys, vision.shapes))
+        held = {**facts, "context": args.max_model_len}
+        way = row.way(StatedSizes(held, keys, vision.shapes, _of(row, flat)))
         largest = way.made(way.width, way.height)
         made = way.clipped({} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image"))
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
         if "beside" in facts:
-            found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
+            kept = largest.tokens if way.kept is None else way.kept
+            found["beside"] = max(facts["beside"] + kept - facts["tokens"], 0)
     if not heard_facts(facts):  # else it stands beside what is seen
         found |= told_sound(vision, facts, args)
     if row.video is not None:
         limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
         told_video = mm_sizes(args.limit_mm_per_prompt, "video")
-        found |= row.video(Shown(found, told_video, way, limits, args.max_model_len, keys))
+        asked = StatedSizes(found, _of(row, of_video), vision.shapes, _of(row, flat))
+        found |= row.video(Shown(found, told_video, way, limits, args.max_model_len, keys, asked))
     return found
 
 
@@ -121,6 +128,18 @@ def told_sound(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs)
     return {key: min(n, facts.get(key, n)) for key, n in heard.items()}
 
 
+def _of(row: TowerRow, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that act."""
+    return {key: told[key] for key in row.keys if key in told}
+
+
+def _split(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Flat keys of --mm-processor-kwargs, and scopes."""
+    told: Mapping[str, Any] = json.loads(text) if text else {}
+    scopes = {key: value for key, value in told.items() if key.endswith("_kwargs")}
+    return {key: value for key, value in told.items() if key not in scopes}, scopes
+
+
 def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> list[str]:
     """What flags state that changes nothing of what start-up profiles of this tower."""
     row = STATED.get(vision.architecture) or (
@@ -128,15 +147,15 @@ def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs)
     )
     if row is None:
         return []
-    told = json.loads(args.mm_processor_kwargs) if args.mm_processor_kwargs else {}
-    scoped = {key for scope, keys in told.items() if scope.endswith("_kwargs") and keys for key in keys}
-    keys = {key for key in told if not key.endswith("_kwargs")} | scoped
+    flat, scopes = _split(args.mm_processor_kwargs)
+    scoped = {key for keys in scopes.values() if keys for key in keys}
+    unheard = scoped - flat.keys() if row.scoped == "idle" else set()
     acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
     if not heard_facts(facts) and any(kind != "audio" for tower in vision.towers for kind in tower):
         acts["audio"] = ()  # a class that hears, of a config without ears
     stated = {kind: mm_sizes(args.limit_mm_per_prompt, kind) for kind in acts}
     idle = [f"{kind}.{key}" for kind, sizes in stated.items() for key in sizes if key not in acts[kind]]
-    return [*sorted(keys - set(row.keys)), *idle]
+    return [*sorted((flat.keys() | scoped) - set(row.keys) | unheard), *idle]
 
 
 def media_frames(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:

@@ -37,7 +37,7 @@ from kvplan.models.towers.kinds import UNCOUNTED, most_items
 from kvplan.models.towers.parts import heard_facts
 
 TILES = 13
-"""Tiles of a picture, the thumbnail counted, that InternVL's and Cohere's processors cut at most."""
+"""Tiles of a picture, the thumbnail counted, that Cohere's processor cuts at most."""
 
 
 class Largest(NamedTuple):
@@ -82,7 +82,8 @@ LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     "cohere2_vision": lambda v: Largest(
         TILES * _grid(v).patches, TILES * _grid(v, 4).tokens, _grid(v).pixels
     ),
-    "internvl": lambda v: Largest(TILES * v["positions"], TILES * (v["positions"] // 4)),
+    # one tile: published processors crop when they are called, not when vLLM counts by them
+    "internvl": lambda v: Largest(v["positions"], v["positions"] // 4),
     "pixtral": lambda v: Largest(
         (1540 // v["patch"]) ** 2, (1540 // v["patch"] // 2) ** 2, 3 * v["patch"] ** 2
     ),
@@ -98,13 +99,13 @@ def _pairs(v: VisionSpec) -> dict[str, int]:
 
 
 def _intern(v: VisionSpec) -> dict[str, int]:
-    """A tile each, beside an image of 13 (vLLM 0.32 `interns1.py: get_num_frames_with_most_features`)."""
+    """A tile each, beside an image of one (vLLM 0.32 `interns1.py: get_num_frames_with_most_features`)."""
     tokens = v["positions"] // 4
     return {
         "frames": 1 << 30,
         "frame_patches": v["positions"],
         "frame_tokens": tokens,
-        "beside": TILES * tokens,
+        "beside": tokens,
     }
 
 

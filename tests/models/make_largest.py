@@ -235,12 +235,6 @@ PROCESSORS: dict[str, Callable[[Any], Any]] = {
     ),
     "Idefics3ForConditionalGeneration": _smol("idefics3.image_processing_idefics3", "Idefics3ImageProcessor"),
     "SmolVLMForConditionalGeneration": _smol("smolvlm.image_processing_smolvlm", "SmolVLMImageProcessor"),
-    "InternS1ForConditionalGeneration": _with(
-        "got_ocr2.image_processing_got_ocr2",
-        "GotOcr2ImageProcessor",
-        {"crop_to_patches": True, "size": {"height": 448, "width": 448}},  # `InternVLProcessorKwargs`
-        image_seq_length=256,
-    ),
     "Gemma4UnifiedForConditionalGeneration": _with(
         "gemma4_unified.image_processing_gemma4_unified", "Gemma4UnifiedImageProcessor", audio_seq_length=750
     ),
@@ -268,12 +262,6 @@ PROCESSORS: dict[str, Callable[[Any], Any]] = {
     "Gemma4, with its towers": _with(
         "gemma4.image_processing_gemma4", "Gemma4ImageProcessor", audio_seq_length=750
     ),
-    "InternVL, with its tower": _with(
-        "got_ocr2.image_processing_got_ocr2",
-        "GotOcr2ImageProcessor",
-        {"crop_to_patches": True, "size": {"height": 448, "width": 448}},
-        image_seq_length=256,
-    ),
     "Mistral3ForConditionalGeneration": _with(
         "pixtral.image_processing_pixtral",
         "PixtralImageProcessor",
@@ -292,8 +280,9 @@ OWN = (
     *("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM", "GLM4VForCausalLM"),
     *("Eagle2_5_VLForConditionalGeneration", "NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3"),
     *("MiMoV2OmniForCausalLM", "InternVLChatModel", "Dots3NoteForCausalLM"),
+    *("InternS1ForConditionalGeneration", "InternVL, with its tower"),
 )
-"""Architectures whose processors vLLM has itself."""
+"""Architectures whose processors vLLM has itself, or loads whole (`whole_profiles.py`)."""
 
 
 def _info(
@@ -451,7 +440,7 @@ def sized(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The config with the sizes of `SIZES`."""
     config = copy.deepcopy(config)
     for key, value in SIZES.get(name, {}).items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     return config
 
 
@@ -550,8 +539,17 @@ def main() -> None:
     vllm_meta.platform()
     packed = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
     written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
+    from whole_profiles import CHECKPOINTS
+    from whole_profiles import ask as ask_whole  # which reads this module
+
+    def asked(name: str, length: int) -> dict[str, Any]:
+        if name not in CHECKPOINTS:
+            return ask(name, packed[name], length)
+        flags = {k: v for k, v in packed[name].get("flags", {}).items() if k != "language_model_only"}
+        return ask_whole(name, packed[name], flags, length)
+
     for name in sys.argv[1:] or (*PROCESSORS, *OWN):
-        written[name] = {str(length): ask(name, packed[name], length) for length in LENGTHS}
+        written[name] = {str(length): asked(name, length) for length in LENGTHS}
         written[name]["sizes"] = SIZES.get(name, {})
         written[name]["live"] = live(name, packed[name]["config"])
         print(name, written[name], flush=True)

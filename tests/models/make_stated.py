@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import make_largest
 import vllm_meta
+import whole_profiles
 from make_largest import TOLD
 from stated_processors import STUBS
 from stated_sounds import EARS, UNCOUNTED, sounds
@@ -40,7 +41,9 @@ def image(width: int, height: int, **more: Any) -> dict[str, Any]:
     return {"limit_mm_per_prompt": {"image": {"count": 1, "width": width, "height": height}, **more}}
 
 
-make_largest.SIZES["MiniCPMV4_6ForConditionalGeneration"] = {"vision_config": {"patch_size": 14}}
+for version in (6, 7):
+    sizes = {"vision_config": {"patch_size": 14}}
+    make_largest.SIZES[f"MiniCPMV4_{version}ForConditionalGeneration"] = sizes
 SHAPES = [image(512, 512), image(300, 1200), image(2000, 90)]
 """Pictures that are stated of every tower."""
 SHAPELESS = {"Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM", "OpenPanguVLForConditionalGeneration"}
@@ -78,6 +81,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         kwargs(max_patches=4),
         kwargs(min_patches=3, max_patches=5),
         kwargs(crop_to_patches=False),
+        {},
+        kwargs(crop_to_patches=True),
+        kwargs(crop_to_patches=True, max_patches=4),
+        kwargs(crop_to_patches=True, min_patches=3, max_patches=5),
+        {**kwargs(crop_to_patches=True, max_patches=6), **image(900, 500, video=0)},
         {"limit_mm_per_prompt": {"image": 0, "video": {"num_frames": 5}}},
         {"limit_mm_per_prompt": {"video": {"num_frames": 5}}},
         {**kwargs(max_patches=6), **image(900, 500, video=0)},
@@ -180,6 +188,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         image(3333, 3555, video=0, audio=0),
         image(511, 33, video=0, audio=0),
     ],
+    "MiniCPMV4_7ForConditionalGeneration": [
+        kwargs(max_slice_nums=4),
+        image(448, 2000, video=0),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 3, "width": 300, "height": 700}}},
+    ],
     "MiniCPMV4_6ForConditionalGeneration": [
         kwargs(max_slice_nums=4),
         {**kwargs(max_slice_nums=4), "limit_mm_per_prompt": {"video": 0}},
@@ -258,6 +271,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "UnlimitedOCRForCausalLM": [],
 }
 """Architecture -> flags beside those of `SHAPES`."""
+CASES |= {name: [*CASES.get(name, ()), *more] for name, more in whole_profiles.CASES.items()}
 
 
 CASES |= {
@@ -364,7 +378,7 @@ def main() -> None:
         said = [
             {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
             for flags in asked(name)
-            for length in LENGTHS
+            for length in whole_profiles.LENGTHS.get(name, LENGTHS)
         ]
         written[name] = {"sizes": make_largest.SIZES.get(name, {}), "said": said}
         for case in said:
@@ -393,7 +407,11 @@ def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) 
     ):
         return sound(name, case, flags, length)
     try:
-        found = make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)
+        flags = {**own, **json.loads(json.dumps(flags))}
+        if name in whole_profiles.CHECKPOINTS:
+            found = whole_profiles.ask(name, case, flags, length)
+        else:
+            found = make_largest.ask(name, {**case, "flags": flags}, length)
         if name in sounds() and kinds.get("audio") != 0:
             found["frames"] = (ears := sound(name, case, flags, length))["frames"]
             found["tokens"] |= ears["tokens"]

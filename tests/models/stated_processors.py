@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import make_largest
 from make_largest import TOLD, _with
+from PIL import Image
 
 
 def _pixtral(info: Any) -> Any:
@@ -275,10 +276,8 @@ def _ovis2_5(info: Any) -> Any:
 
 def _minicpm4(info: Any) -> Any:
     """transformers' own; slices are filled up to the largest."""
-    package = f"minicpmv4_{'7' if 'MiniCPMV4_7' in type(info).__name__ else '6'}"
-    kind = f"MiniCPMV4_{package[-1]}ImageProcessorPil"
-    module = f"{package}.image_processing_pil_{package}"
-    own = make_largest._image_processor(module, kind)
+    module = "minicpmv4_6.image_processing_pil_minicpmv4_6"  # of 4.7 too
+    own = make_largest._image_processor(module, "MiniCPMV4_6ImageProcessorPil")
     patch = own.patch_size
 
     def patches(image: Any, most: int) -> int:
@@ -366,13 +365,33 @@ def _gemma3n(info: Any) -> Any:
     return made
 
 
+def _onevision2(info: Any) -> Any:
+    """Qwen 2's image processor, with all flat keys, as vLLM puts the processor of OneVision 2 together; its limit where
+    its checkpoint's own code finds none. Frames pass it one by one (`_apply_hf_processor_main`)."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    told = info.ctx.get_mm_config().mm_processor_kwargs or {}
+    flat = {key: value for key, value in told.items() if not key.endswith("_kwargs")}
+    usual = {"shortest_edge": 256 * 28 * 28, "longest_edge": 1_605_632}
+    own = Qwen2VLImageProcessor(**{"size": usual, "temporal_patch_size": 1, **flat})
+
+    def numbers(image: Any) -> int:
+        return int(own(images=[image], return_tensors="pt")["pixel_values"].numel())
+
+    made = SimpleNamespace(image_processor=own, numbers=numbers)
+    made.video_numbers = lambda frames: sum(map(numbers, map(Image.fromarray, frames)))
+    return made
+
+
 STUBS = {
     "Gemma3nForConditionalGeneration": _gemma3n,
     "NemotronParseForConditionalGeneration": _parsed,
     "OpenVLAForActionPrediction": _openvla,
     "OpenPanguVLForConditionalGeneration": _pangu,
     "Phi4ForCausalLMV": _native,
+    "LlavaOnevision2ForConditionalGeneration": _onevision2,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
+    "MiniCPMV4_7ForConditionalGeneration": _minicpm4,
     **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),
     **{
         name: _resized(make_largest.PROCESSORS[name])

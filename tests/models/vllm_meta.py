@@ -244,7 +244,11 @@ def _config_class(kind: str, known: Any) -> Any:
                 section = key.endswith("_config") or (
                     kind == "nemotron_parse" and key in ("encoder", "decoder")
                 )
-                if isinstance(value, dict) and section and key != "quantization_config":
+                if (
+                    isinstance(value, dict)
+                    and section
+                    and key not in ("quantization_config", "processor_config")
+                ):
                     setattr(self, key, inner(value))
 
         def get_text_config(self, *args: Any, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvplan.memory.stated import fitted, notes, sounds, tiles, whole
+from kvplan.memory.stated import clips, cuts, fitted, grids, notes, sounds, tiles, whole
 from kvplan.memory.stated.ways import Shown, SizeRule, StatedSizes, TowerRow, fewer_counted, fewer_run
 
 PIXELS = "size", "min_pixels", "max_pixels"
@@ -197,6 +197,46 @@ STATED: dict[str, TowerRow] = {
         ("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
         TowerRow(whole.ovis2_5, ("min_pixels", "max_pixels"), video=fewer_counted),
     ),
+    "H2OVLChatModel": TowerRow(cuts.twice, cuts.TWICE_KEYS, strict=True, always=True),
+    "Lfm2VlForConditionalGeneration": TowerRow(cuts.large_alone, cuts.LARGE_KEYS, scoped="idle"),
+    "IsaacForConditionalGeneration": TowerRow(
+        grids.by_patches, ("min_num_patches", "max_num_patches"), most=True, always=True
+    ),
+    "MuseGlimmerForConditionalGeneration": TowerRow(
+        grids.nearest_grid, most=True, strict=True, scoped="refused", video=clips.glimmer, video_sides=True
+    ),
+    "MiniMaxM3SparseForConditionalGeneration": TowerRow(
+        grids.by_area_or_side,
+        ("min_pixels", "max_pixels", "max_long_side_pixel"),
+        most=True,
+        video=clips.minimax,
+        video_sides=True,
+    ),
+    "MiMoV2OmniForCausalLM": TowerRow(
+        grids.own_limits,
+        PIXELS,
+        most=True,
+        scoped="idle",
+        video=clips.mimo,
+        video_sides=True,
+        always=True,
+    ),
+    "HCXVisionV2ForCausalLM": TowerRow(
+        grids.shown_at("side", clips.QWEN2), PIXELS, video=clips.hyperclovax, video_sides=True
+    ),
+    "KananaVForConditionalGeneration": TowerRow(
+        grids.fitted_square(9999, (56 * 56, 14 * 14 * 4 * 1280)), PIXELS[1:], fixed=True, scoped="idle"
+    ),
+    "LlavaOnevision2ForConditionalGeneration": TowerRow(
+        grids.fitted_square(1800, (256 * 28 * 28, 1_605_632)),
+        PIXELS,
+        fixed=True,
+        scoped="idle",
+        video=clips.as_pictures,
+        video_frames=False,
+    ),
+    "Emu3ForConditionalGeneration": TowerRow(grids.emu3, PIXELS[1:], most=True, scoped="refused"),
+    "HunYuanVLForConditionalGeneration": TowerRow(grids.hunyuan, PIXELS, most=True),
     "LlavaNextVideoForConditionalGeneration": TowerRow(video=fewer_counted),
     "AudioFlamingo3ForConditionalGeneration": TowerRow(sound=sounds.flamingo),
     "GlmAsrForConditionalGeneration": TowerRow(sound=sounds.glm),

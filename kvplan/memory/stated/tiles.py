@@ -14,7 +14,15 @@ Grid = tuple[int, int]
 
 
 def tilings(least: int, most: int) -> list[Grid]:
-    """Columns and rows that a picture may be cut into, by their number; in vLLM's order, which is that of its set."""
+    """Columns and rows that a picture may be cut into."""
+    found = grids_of(least, most)
+    if not found:
+        raise KvplanError(f"{FLAG}: no picture has {least} tiles at least and {most} at most")
+    return found
+
+
+def grids_of(least: int, most: int) -> list[Grid]:
+    """Columns and rows by their number; in vLLM's order, which is that of its set."""
     found = {
         (wide, tall)
         for n in range(least, most + 1)
@@ -22,8 +30,6 @@ def tilings(least: int, most: int) -> list[Grid]:
         for tall in range(1, n + 1)
         if least <= wide * tall <= most
     }
-    if not found:
-        raise KvplanError(f"{FLAG}: no picture has {least} tiles at least and {most} at most")
     return sorted(found, key=lambda grid: grid[0] * grid[1])
 
 
@@ -79,20 +85,30 @@ def _with_whole(grid: Grid) -> int:
 def cropped(asked: StatedSizes) -> SizeRule:
     """InternVL's in transformers: the tiling nearest to the picture's proportions.
 
-    Source: vLLM 0.32 `models/interns1.py: get_image_size_with_most_features`, transformers'
-    `GotOcr2ImageProcessor.get_number_of_image_patches`.
+    Counted and shown whole unless flags say `crop_to_patches`, as published processors do not crop when they are
+    loaded; when they are called, they do. Source: vLLM 0.32 `models/interns1.py: get_image_size_with_most_features`,
+    transformers' `GotOcr2ImageProcessor`, `InternVLProcessorKwargs`, `convert_internvl_weights_to_hf.py`.
     """
-    least, most = asked.count("min_patches", 1), asked.count("max_patches", 12)
     side = asked.facts.get("side") or math.isqrt(asked.facts["positions"] - 1) * asked.facts["patch"]
-    crops = asked.flag("crop_to_patches", True) and most > 1
+    loaded = asked.loaded
+    least, most = loaded.count("min_patches", 1), loaded.count("max_patches", 12)
+    crops = loaded.flag("crop_to_patches", False)
+    whole, made = _cropping(loaded, side, crops), _cropping(asked, side, asked.flag("crop_to_patches", True))
+    offered = tilings(least, most + (crops and most > 1))
+    wide, tall = max(offered, key=lambda grid: whole(grid[0] * side, grid[1] * side).tokens)
+    return SizeRule(wide * side, tall * side, made, whole(wide * side, tall * side).tokens)
+
+
+def _cropping(asked: StatedSizes, side: int, crops: bool) -> Callable[[int, int], MadeItem]:
+    least, most = asked.count("min_patches", 1), asked.count("max_patches", 12)
     known = sorted(tilings(least, most), key=lambda grid: (grid[0] * grid[1], grid[0]))
 
     def made(width: int, height: int) -> MadeItem:
-        return _counted(asked, _with_whole(closest(width, height, known, side)) if crops else 1, 13)
+        return _counted(
+            asked, _with_whole(closest(width, height, known, side)) if crops and most > 1 else 1, 1
+        )
 
-    offered = tilings(least, most + 1 if crops else most)
-    wide, tall = max(offered, key=lambda grid: made(grid[0] * side, grid[1] * side).tokens)
-    return SizeRule(wide * side, tall * side, made)
+    return made
 
 
 def least_upscaled(asked: StatedSizes) -> SizeRule:

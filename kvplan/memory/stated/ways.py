@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from kvplan.ground.errors import KvplanError
 
 FLAG = "--mm-processor-kwargs"
+Sides = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,13 @@ class StatedSizes:
     told: Mapping[str, Any]
     shapes: tuple[tuple[int, int], ...] = ()
     """Widths and heights that the config lists for its tiled pictures."""
+    flat: Mapping[str, Any] = field(default_factory=dict)
+    """What flags tell outside of scopes: all that a processor hears when it is loaded."""
+
+    @property
+    def loaded(self) -> StatedSizes:
+        """The same as the processor is when it is loaded, by which classes count; scopes reach it when it is called."""
+        return replace(self, told=self.flat)
 
     def count(self, key: str, default: int, *, low: int = 1) -> int:
         """A number that flags tell."""
@@ -45,6 +53,11 @@ class StatedSizes:
         """A number of pixels in `size`."""
         return StatedSizes(self.facts, self.told.get("size", {})).count(key, default)
 
+    def bounds(self, limits: Sides, edges: tuple[str, str] = ("shortest_edge", "longest_edge")) -> Sides:
+        """Pixels at least and at most, `size` under `min_pixels` and `max_pixels`; `edges`: what `size` calls them."""
+        least, most = (self.edge(name, limit) for name, limit in zip(edges, limits, strict=True))
+        return self.count("min_pixels", least), self.count("max_pixels", most)
+
 
 class MadeItem(NamedTuple):
     """What a processor makes of a picture."""
@@ -60,6 +73,8 @@ class SizeRule(NamedTuple):
     height: int
     made: Callable[[int, int], MadeItem]
     """Of width and height."""
+    kept: int | None = None
+    """Tokens that frames of videos leave for it, where its class reckons otherwise than it is made."""
 
     def clipped(self, told: Mapping[str, int]) -> MadeItem:
         """Of the profiled picture once sides are stated, which never grow."""
@@ -83,7 +98,9 @@ class Shown(NamedTuple):
     """Pictures and videos that a prompt may have."""
     context: int
     keys: Mapping[str, Any]
-    """Of --mm-processor-kwargs, those that act."""
+    """Of --mm-processor-kwargs, those that act on pictures."""
+    asked: StatedSizes
+    """With those that act on videos."""
 
     @property
     def frames(self) -> int:
@@ -95,6 +112,9 @@ class Shown(NamedTuple):
         """A frame of the largest picture's sides, or of those that are stated."""
         assert self.way is not None
         return self.way.clipped(self.told)
+
+
+Scoped = Literal["read", "idle", "refused"]
 
 
 class TowerRow(NamedTuple):
@@ -118,6 +138,10 @@ class TowerRow(NamedTuple):
     """It says what is profiled where nothing is stated too."""
     video_sides: bool = False
     """Width and height of a video act."""
+    video_frames: bool = True
+    """So do its frames."""
+    scoped: Scoped = "read"
+    """What keys within images_kwargs and its like do: `idle`, or `refused`, where they end the start."""
 
     @property
     def picture_acts(self) -> tuple[str, ...]:
@@ -127,7 +151,8 @@ class TowerRow(NamedTuple):
     @property
     def video_acts(self) -> tuple[str, ...]:
         """Stated sizes of a video that act."""
-        return ("num_frames",) * (self.video is not None) + ("width", "height") * self.video_sides
+        frames = self.video is not None and self.video_frames
+        return ("num_frames",) * frames + ("width", "height") * self.video_sides
 
     @property
     def audio_acts(self) -> tuple[str, ...]:

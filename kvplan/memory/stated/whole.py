@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from kvplan.ground.errors import KvplanError
-from kvplan.memory.stated.ways import FLAG, MadeItem, SizeRule, StatedSizes
+from kvplan.memory.stated.ways import FLAG, MadeItem, Sides, SizeRule, StatedSizes
 from kvplan.models.towers.largest import KIMI_PATCHES, kimi_side
 
 SOFT_TOKENS = (70, 140, 280, 560, 1120)
@@ -110,7 +110,6 @@ def kimi_k3(asked: StatedSizes) -> SizeRule:
     return SizeRule(*largest, made)
 
 
-Sides = tuple[int, int]
 STEEPEST = 200
 
 
@@ -133,13 +132,10 @@ def within(
     def way(asked: StatedSizes) -> SizeRule:
         joined = asked.facts.get("joined", 4)
         unit = asked.facts["patch"] * math.isqrt(joined)
-        bounds = (
-            asked.count("min_pixels", asked.edge(edges[0], limits[0])),
-            asked.count("max_pixels", asked.edge(edges[1], limits[1])),
-        )
+        bounds = asked.bounds(limits, edges)
 
         def made(width: int, height: int) -> MadeItem:
-            tokens = _resized(width, height, unit, bounds, lengthened)
+            tokens = resized(width, height, unit, bounds, lengthened=lengthened)
             return MadeItem(tokens * joined, tokens)
 
         if rows_first:  # as many whole columns as rows of the square leave
@@ -149,13 +145,13 @@ def within(
         if not exact:
             side = math.floor(math.sqrt(bounds[1]) / unit) * unit
             return SizeRule(side, side, made)
-        rows, columns = _factors(bounds[1] // unit**2)
+        rows, columns = factors(bounds[1] // unit**2)
         return SizeRule(columns * unit, rows * unit, made)
 
     return way
 
 
-def _factors(tokens: int) -> Sides:
+def factors(tokens: int) -> Sides:
     """Rows and columns of the most tokens up to so many, of sides as equal as they can be."""
     for n in range(max(tokens, 1), 0, -1):
         rows = next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
@@ -164,23 +160,35 @@ def _factors(tokens: int) -> Sides:
     return 1, 1
 
 
-def _resized(width: int, height: int, unit: int, bounds: Sides, lengthened: bool) -> int:
-    """Tokens of a picture whose sides are made whole and whose area fits."""
+def resized(
+    width: int, height: int, unit: int, bounds: Sides, *, lengthened: bool = False, frames: int = 1
+) -> int:
+    """Tokens of a picture, or of each of frames that share the bounds, whose sides are made whole and whose area fits.
+
+    `lengthened`: a side shorter than a token grows to one, the other with it.
+    """
     if lengthened and height < unit:
         width, height = round(width * unit / height), unit
     if lengthened and width < unit:
         width, height = unit, round(height * unit / width)
     if max(width, height) > STEEPEST * min(width, height):
         raise KvplanError(f"an item of {width} x {height} pixels: its processor refuses sides beyond 1:200")
-    least = 0 if lengthened else 1
-    across, down = (max(round(side / unit), least) for side in (width, height))
-    if across * down * unit**2 > bounds[1]:
-        shrink = math.sqrt(width * height / bounds[1])
-        across, down = (max(math.floor(side / shrink / unit), least) for side in (width, height))
-    elif across * down * unit**2 < bounds[0]:
-        grow = math.sqrt(bounds[0] / (width * height))
-        across, down = (math.ceil(side * grow / unit) for side in (width, height))
+    across, down = fitted(width, height, unit, bounds, least=0 if lengthened else 1, frames=frames)
     return across * down
+
+
+def fitted(
+    width: float, height: float, unit: int, bounds: Sides, *, least: int = 1, frames: int = 1
+) -> Sides:
+    """Columns and rows of whole tokens, so many at least each way, whose area fits between the bounds."""
+    across, down = (max(round(side / unit), least) for side in (width, height))
+    if frames * across * down * unit**2 > bounds[1]:
+        shrink = math.sqrt(frames * width * height / bounds[1])
+        across, down = (max(math.floor(side / shrink / unit), least) for side in (width, height))
+    elif frames * across * down * unit**2 < bounds[0]:
+        grow = math.sqrt(bounds[0] / (frames * width * height))
+        across, down = (math.ceil(side * grow / unit) for side in (width, height))
+    return across, down
 
 
 def ovis2_5(asked: StatedSizes) -> SizeRule:

@@ -48,6 +48,11 @@ def tiles_or_frames(s: TowerFacts) -> Mapping[str, int]:
     return {**image, **video, "tile_frames": 1}
 
 
+def tiles_twice(s: TowerFacts) -> Mapping[str, int]:
+    """H2OVL's: InternVL's; where `use_msac` says so, cut a second time."""
+    return {**stated_tiles(s), "twice": int(s.outer.flag("use_msac"))}
+
+
 def _tile(s: TowerFacts) -> dict[str, int]:
     """Facts of one tile, for pictures that are cut otherwise."""
     most, side = s.outer.count("max_dynamic_patch", default=12) + 1, s.tower.count("image_size", high=1 << 20)
@@ -110,6 +115,21 @@ def one_image(s: TowerFacts, *, gated: bool = False) -> Mapping[str, int]:
     return _item(s.tower, grid(s.tower), grid(s.tower) // merged, gated=gated, **sides, **patch)
 
 
+def minimax_items(s: TowerFacts) -> Mapping[str, int]:
+    """MiniMax M3's: pictures of 672 x 672; pairs of frames of 768 tokens, 250 at most.
+
+    Source: vLLM 0.32 `processors/minimax_m3.py`, `models/minimax_m3/common/mm_preprocess.py`.
+    """
+    compression = s.tower.section("img_token_compression_config")
+    frames, joined = compression.count("temporal_patch_size", default=2, high=64), merge(compression)
+    patch = s.tower.count("patch_size", high=4096)
+    patches, tokens = _resized(s, 672 * 672, isqrt(joined))
+    units = 768 * 28 * 28 // (patch**2 * joined)
+    more = {"patch": patch, "joined": joined, "most_pixels": 672 * 672}
+    image = {**_item(s.tower, patches, tokens, pixels=3 * frames * patch**2), **more}
+    return {**image, **_video(units * joined, units, most=500 // frames)}
+
+
 def qwen_image(k: Keys, *, gated: bool, videos: bool = True) -> Mapping[str, int]:
     """65,536 patches, four of them a token; of videos 14 frames at most, in pairs of an image's size.
 
@@ -139,9 +159,10 @@ def hyperclovax_video(s: TowerFacts) -> Mapping[str, int]:
     """HyperCLOVA X Vision 2's: 16 frames of 448 x 448 in pairs (vLLM 0.32 `hyperclovax_vision_v2.py:
     get_dummy_mm_data`)."""
     frames, patch = s.tower.count("temporal_patch_size", default=2, high=64), s.tower.count("patch_size")
-    patches = (s.tower.count("image_size", default=448, high=1 << 20) // patch) ** 2
-    tokens, pairs = patches // merge(s.tower), 16 // frames
-    image = _item(s.tower, patches, tokens, pixels=3 * frames * patch**2, gated=True)
+    side, joined = s.tower.count("image_size", default=448, high=1 << 20), merge(s.tower)
+    tokens, pairs = (side // (patch * isqrt(joined))) ** 2, 16 // frames
+    patches, more = tokens * joined, {"side": side, "patch": patch, "joined": joined}
+    image = _item(s.tower, patches, tokens, pixels=3 * frames * patch**2, gated=True, **more)
     return {**image, **_video(pairs * patches, pairs * tokens, most=1)}
 
 
@@ -391,7 +412,8 @@ def hunyuan_image(s: TowerFacts) -> Mapping[str, int]:
     """HunYuan's OCR: 2,048 x 2,048, an end to each row of tokens and two marks (transformers 5.19
     `HunYuanVLImageProcessor`, `HunYuanVLProcessor`)."""
     patches, tokens = _resized(s, 2048**2, s.tower.count("spatial_merge_size", default=2, high=64), patch=16)
-    return _item(s.tower, patches, tokens + isqrt(tokens) + 2, whole=1)
+    more = {"patch": s.tower.count("patch_size", default=16, high=4096), "most_pixels": 2048**2}
+    return {**_item(s.tower, patches, tokens + isqrt(tokens) + 2, whole=1, joined=patches // tokens), **more}
 
 
 def cosmos3_edge_video(s: TowerFacts) -> Mapping[str, int]:
@@ -413,15 +435,16 @@ def cosmos3_edge_video(s: TowerFacts) -> Mapping[str, int]:
 
 
 def intern_video(s: TowerFacts) -> Mapping[str, int]:
-    """Intern-S1's: frames of one tile each, as many as the context holds beside the image of 13 tiles.
+    """Intern-S1's: frames of one tile each, as many as the context holds beside the image of one.
 
     Source: vLLM 0.32 `interns1.py: get_num_frames_with_most_features`.
     """
     images, each = s.tower.counts("image_size"), s.tower.counts("patch_size")
     patches = images[0] // each[0] * (images[1] // each[1])
     hidden, width, _ = sizes(s.tower)
-    image = item(hidden, width, 13 * (patches + 1), 13 * (patches // 4), pixels=3 * each[0] * each[1])
-    return {**image, **_video(patches + 1, patches // 4, beside=13 * (patches // 4))}
+    more = {"side": images[0], "patch": each[0]}
+    image = item(hidden, width, patches + 1, patches // 4, pixels=3 * each[0] * each[1], **more)
+    return {**image, **_video(patches + 1, patches // 4, beside=patches // 4)}
 
 
 def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
@@ -473,7 +496,11 @@ def mimo_video(s: TowerFacts) -> Mapping[str, int]:
     unit = s.tower.count("patch_size", default=14, high=4096) ** 2 * merged
     told = s.outer.section("processor_config")
     tokens = told.count("image_max_pixels", default=4096 * unit) // unit
-    image = _item(s.tower, tokens * merged, tokens, pixels=3 * frames * unit // merged, gated=True)
+    sizes_of = {"patch": isqrt(unit // merged), "joined": merged, "most_pixels": tokens * unit}
+    sizes_of["frame_most"] = told.count("video_max_pixels", default=4096 * unit)
+    image = _item(
+        s.tower, tokens * merged, tokens, pixels=3 * frames * unit // merged, gated=True, **sizes_of
+    )
     video = _video(tokens * merged // frames, tokens, most=14)
     whole = told.count("video_total_max_pixels", default=16384 * unit) // unit
     return {**image, **video, "most_patches": whole * merged}
@@ -498,4 +525,5 @@ def emu3_image(s: TowerFacts) -> Mapping[str, int]:
     """
     k, side = s.tower, 1024 // 2 ** (len(s.tower.counts("channel_multiplier")) - 1)
     base, frames = k.count("base_channels"), k.count("temporal_downsample_factor", high=1 << 16)
-    return item(0, 0, frames * 1024**2, side * (side + 1), pixels=3, outside=4 * base + 3, whole=1)
+    more = {"repeated": frames, "most_pixels": 1024**2, "outside": 4 * base + 3}
+    return item(0, 0, frames * 1024**2, side * (side + 1), pixels=3, whole=1, **more)

@@ -108,9 +108,9 @@ from kvplan.models.towers.largest import (
     lfm2_image,
     llava_video,
     mimo_video,
+    minimax_items,
     nemotron_video,
     omni_image,
-    one_image,
     onevision,
     paddle_image,
     pangu_pair,
@@ -118,8 +118,8 @@ from kvplan.models.towers.largest import (
     qwen_tower,
     split_image,
     stated_tiles,
-    tiles,
     tiles_or_frames,
+    tiles_twice,
     views,
 )
 from kvplan.models.towers.own_images import (
@@ -240,7 +240,7 @@ DECLARED: dict[str, Tower] = {
     "GraniteSpeechPlusForConditionalGeneration": Tower(
         "encoder_config", granite_speech, heads=False, largest=granite_sound
     ),
-    "H2OVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
+    "H2OVLChatModel": Tower("vision_config", intern_vit, largest=tiles_twice),
     "HCXVisionV2ForCausalLM": Tower(
         "vision_config",
         hyperclovax,
@@ -281,7 +281,7 @@ DECLARED: dict[str, Tower] = {
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
     "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
     "MiniCPMV": Tower("vision_config", minicpmv, largest=minicpm_image),
-    "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3, largest=one_image),
+    "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3, largest=minimax_items),
     "MoonshotKimiaForCausalLM": Tower("", kimi_audio, heads=False, largest=large_v3_window),
     "MossTranscribeDiarizeForConditionalGeneration": Tower(
         "audio_config", moss_transcribe, largest=moss_sound

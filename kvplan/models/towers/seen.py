@@ -98,7 +98,8 @@ def glimmer_image(s: TowerFacts) -> Mapping[str, int]:
     (hidden, width, _), joined = sizes(s.tower), merge(s.tower, "merge_size", "merge_kernel_size")
     frames = s.tower.count("patch_temporal", default=2, high=64)
     video = {"frames": 96 // frames, "frame_tokens": 144, "frame_patches": 144 * joined}
-    return item(hidden, width, 4096 * joined, 4096, pixels=_colours(s.tower, frames), whole=1, **video)
+    more = {"whole": 1, "patch": _patch(s.tower), "joined": joined}
+    return item(hidden, width, 4096 * joined, 4096, pixels=_colours(s.tower, frames), **more, **video)
 
 
 def ovis_image(s: TowerFacts) -> Mapping[str, int]:
@@ -191,7 +192,12 @@ def isaac_image(s: TowerFacts) -> Mapping[str, int]:
         s.outer.count("vision_max_num_patches", default=256, high=1 << 24),
     )
     scale = s.outer.count("pixel_shuffle_scale", default=1, high=64)
-    return item(hidden, width, _square(most, scale) ** 2, most // scale**2, pixels=_colours(s.tower))
+    more = {
+        "patch": s.outer.count("video_patch_size", default=16, high=4096),
+        "joined": scale**2,
+        "most": most,
+    }
+    return item(hidden, width, _square(most, scale) ** 2, most // scale**2, pixels=_colours(s.tower), **more)
 
 
 def kanana_image(s: TowerFacts) -> Mapping[str, int]:
@@ -205,7 +211,8 @@ def kanana_image(s: TowerFacts) -> Mapping[str, int]:
     patches = (_square(14 * 14 * 4 * 1280, patch * isqrt(merge(k))) // patch) ** 2
     frames = k.count("temporal_patch_size", default=2, high=64)
     tokens = patches // merge(k)
-    return item(hidden, width, patches, tokens, pixels=_colours(k, frames), kept=layers * hidden)
+    more = {"kept": layers * hidden, "patch": patch, "joined": merge(k)}
+    return item(hidden, width, patches, tokens, pixels=_colours(k, frames), **more)
 
 
 def onevision2_image(s: TowerFacts) -> Mapping[str, int]:
@@ -218,7 +225,8 @@ def onevision2_image(s: TowerFacts) -> Mapping[str, int]:
     patches = (_square(1_605_632, patch * isqrt(merge(s.tower))) // patch) ** 2
     tokens = patches // merge(s.tower)
     video = {"frames": 14, "frame_tokens": tokens, "frame_patches": patches, "frames_run": 4}
-    return item(hidden, width, patches, tokens, pixels=_colours(s.tower), **video)
+    more = video | {"patch": patch, "joined": merge(s.tower)}
+    return item(hidden, width, patches, tokens, pixels=_colours(s.tower), **more)
 
 
 def _overlapping(crops: int, side: int) -> tuple[int, int]:
