@@ -49,7 +49,6 @@ UNASKED = {
     "CohereAsrForConditionalGeneration": "the same",
     "VoxtralRealtimeGeneration": "its layers run with the language model's",
     "Llama_Nemotron_Nano_VL": "InternVL's way, under the names of its checkpoint's processor, which is not there",
-    "MiniCPMV": "MiniCPMV4_6ForConditionalGeneration's way; its processor is its checkpoint's",
     "KimiK25ForConditionalGeneration": "its class passes no sizes on, and its processor no keys",
 }
 """Rows of which vLLM was not asked, and why."""

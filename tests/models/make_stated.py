@@ -188,6 +188,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         image(3333, 3555, video=0, audio=0),
         image(511, 33, video=0, audio=0),
     ],
+    "MiniCPMV": [
+        {},
+        kwargs(max_slice_nums=4),
+        {**kwargs(max_slice_nums=4), "limit_mm_per_prompt": {"video": 0}},
+        image(448, 448, video=0),
+        image(448, 2000, video=0),
+        image(300, 1700, video=0),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 3}}},
+        {"limit_mm_per_prompt": {"image": 0, "video": {"num_frames": 3, "width": 300, "height": 700}}},
+    ],
+    "MiniCPMO": [{}, kwargs(max_slice_nums=4), image(300, 1700, video=0)],
     "MiniCPMV4_7ForConditionalGeneration": [
         kwargs(max_slice_nums=4),
         image(448, 2000, video=0),

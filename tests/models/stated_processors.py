@@ -275,27 +275,52 @@ def _ovis2_5(info: Any) -> Any:
 
 
 def _minicpm4(info: Any) -> Any:
-    """transformers' own; slices are filled up to the largest."""
-    module = "minicpmv4_6.image_processing_pil_minicpmv4_6"  # of 4.7 too
-    own = make_largest._image_processor(module, "MiniCPMV4_6ImageProcessorPil")
-    patch = own.patch_size
+    """transformers' own, which slices frames too."""
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
-    def patches(image: Any, most: int) -> int:
-        side, size = own.scale_resolution, (image.size[1], image.size[0])
-        grid = own.get_sliced_grid(size, most, side)
-        best = own.find_best_resize(size, side, patch, allow_upscale=grid is None)
-        whole = best[0] * best[1] // patch**2
-        if grid is None:
-            return whole
-        refined = own.get_refine_size(size, grid, side, patch, allow_upscale=True)
-        each = refined[0] // grid[0] * (refined[1] // grid[1]) // patch**2
-        return (grid[0] * grid[1] + 1) * max(whole, each)
-
+    own = MiniCPMV4_6ImageProcessorPil(**TOLD)  # of 4.7 too
     video = SimpleNamespace(max_slice_nums=own.max_slice_nums)
     made = SimpleNamespace(image_processor=own, video_processor=video)
-    made.numbers = lambda image: patches(image, own.max_slice_nums) * 3 * patch**2
+    made.numbers = lambda image: _sliced(own, image, own.max_slice_nums)
     made.video_numbers = lambda frames: sum(map(made.numbers, frames))
     return made
+
+
+def _minicpm(info: Any) -> Any:
+    """A stand-in of the checkpoints' own image processor, as public copies have it: 4.6's, whose sides are whole
+    patches, not squares of 16."""
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
+
+    class Whole(MiniCPMV4_6ImageProcessorPil):  # type: ignore[misc]
+        def find_best_resize(
+            self, image_size: Any, scale_resolution: int, patch_size: int, **told: Any
+        ) -> Any:
+            sides = super().find_best_resize(image_size, scale_resolution, patch_size / 4, **told)
+            return tuple(map(int, sides))
+
+    own = Whole(**TOLD)
+
+    def grid(size: Any, max_slice_nums: int) -> Any:
+        return own.get_sliced_grid((size.height, size.width), max_slice_nums, own.scale_resolution)
+
+    asked = SimpleNamespace(image_feature_size=64, max_slice_nums=own.max_slice_nums, get_sliced_grid=grid)
+    made = SimpleNamespace(image_processor=asked)
+    made.numbers = lambda image: _sliced(own, image, own.max_slice_nums)
+    made.video_numbers = lambda frames: sum(_sliced(own, frame, 1) for frame in frames)
+    return made
+
+
+def _sliced(own: Any, image: Any, most: int) -> int:
+    """Numbers of a picture's slices, filled up to the largest."""
+    side, patch, size = own.scale_resolution, own.patch_size, (image.size[1], image.size[0])
+    grid = own.get_sliced_grid(size, most, side)
+    best = own.find_best_resize(size, side, patch, allow_upscale=grid is None)
+    whole = best[0] * best[1] // patch**2
+    if grid is None:
+        return whole * 3 * patch**2
+    refined = own.get_refine_size(size, grid, side, patch, allow_upscale=True)
+    each = refined[0] // grid[0] * (refined[1] // grid[1]) // patch**2
+    return (grid[0] * grid[1] + 1) * max(whole, each) * 3 * patch**2
 
 
 def _omni(patch: int) -> Any:
@@ -392,6 +417,8 @@ STUBS = {
     "LlavaOnevision2ForConditionalGeneration": _onevision2,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
     "MiniCPMV4_7ForConditionalGeneration": _minicpm4,
+    "MiniCPMV": _minicpm,
+    "MiniCPMO": _minicpm,
     **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),
     **{
         name: _resized(make_largest.PROCESSORS[name])

@@ -62,6 +62,14 @@ def _tubelets(shown: Shown) -> Mapping[str, int]:
     return {"most_run": -(-shown.frames // shown.facts["media_frames"])} if shown.frames else {}
 
 
+def _whole_frames(shown: Shown) -> Mapping[str, int]:
+    """Frames of a slice, which are never cut."""
+    assert shown.way is not None
+    side = shown.facts["side"]
+    frame = shown.way._replace(width=side, height=side).clipped(shown.told)
+    return {"frame_patches": frame.patches, **fewer_run(shown)}
+
+
 def _sliced_frames(shown: Shown) -> Mapping[str, int]:
     """Frames are sliced as pictures are."""
     assert shown.way is not None
@@ -187,7 +195,8 @@ STATED: dict[str, TowerRow] = {
     ),
     "Llama_Nemotron_Nano_VL": TowerRow(tiles.radio, ("max_num_tiles", "use_thumbnail")),
     **dict.fromkeys(
-        ("MiniCPMV", "MiniCPMO"), TowerRow(tiles.slices(1), ("max_slice_nums",), most=True, video=fewer_run)
+        ("MiniCPMV", "MiniCPMO"),
+        TowerRow(tiles.slices(1), ("max_slice_nums",), most=True, video=_whole_frames, video_sides=True),
     ),
     **dict.fromkeys(
         ("MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"),
