@@ -37,6 +37,18 @@ MAKE_TWO = """
 TWO_STACKS = frozenset(MAKE_TWO.split())
 """Architectures that make two stacks of layers: the prefetching offloader takes one (an assertion of vLLM's)."""
 
+REMADE = {
+    "Dots3NoteForCausalLM": {
+        "vision.experts": 2,
+        "vision.experts.padding": 0,
+        "vision.experts.scales": 0,
+        "vision.angles": 0,
+    }
+}
+"""Architecture -> parts of its tower that are FP8 on the card once loaded, and how many times their bytes vLLM moves
+before that: in 16 bits, which count towards the limit and are let go. vLLM 0.32 `models/dots3_note/nvidia/vision.py:
+MoESwiGLUFFNFP8`, `models/interfaces.py: _mark_tower_model`."""
+
 
 class Offload(NamedTuple):
     """What the flags ask for, in vLLM's words."""
@@ -80,6 +92,16 @@ class HostWeights(NamedTuple):
 NOTHING_IN_HOST = HostWeights()
 
 
+def tower_tensor(architecture: str, name: str, num_bytes: int) -> WeightTensor:
+    """One of a tower's as an offloader sees it.
+
+    >>> tower_tensor("Dots3NoteForCausalLM", "vision.experts", 8).num_bytes
+    16
+    """
+    times = REMADE.get(architecture, {}).get(name)
+    return WeightTensor(name, num_bytes if times is None else times * num_bytes, is_remade=times is not None)
+
+
 def in_host(
     offload: Offload, layers: Sequence[Sequence[WeightTensor]], tower: Sequence[WeightTensor] = ()
 ) -> HostWeights:
@@ -97,7 +119,8 @@ def _by_address(
         for tensor in tensors:
             if left > 0 and tensor.is_named(offload.params):
                 left -= tensor.num_bytes
-                found.append((place, tensor))
+                if not tensor.is_remade:
+                    found.append((place, tensor))
     ours = [tensor for place, tensor in found if place]
     return HostWeights(
         dense=sum(t.num_bytes for t in ours if not t.is_expert),

@@ -33,6 +33,8 @@ class WeightTensor(NamedTuple):
     is_expert: bool = False
     is_plain: bool = True
     """Not quantised."""
+    is_remade: bool = False
+    """Made anew on the card once loaded: it counts towards what is moved, and does not stay there."""
 
     @property
     def slack(self) -> int:

@@ -22,6 +22,7 @@ from kvplan.models.host_weights import (
     HostWeights,
     Offload,
     in_host,
+    tower_tensor,
 )
 from kvplan.models.modules import (
     Cut,
@@ -403,7 +404,9 @@ class _Loader(NamedTuple):
             return NOTHING_IN_HOST
         seen = () if architecture.startswith(TOWERS_ON_CARD) else tower
         tensors = [
-            WeightTensor(m.name, self.module_bytes(m) // m.copies) for m in seen for _ in range(m.copies)
+            tower_tensor(architecture, m.name, self.module_bytes(m) // m.copies)
+            for m in seen
+            for _ in range(m.copies)
         ]
         layers = () if architecture.startswith(LAYERS_ON_CARD) else range(*span)
         return in_host(self.offload, [self.tensors(i) for i in layers], tensors)

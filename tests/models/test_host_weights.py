@@ -48,13 +48,14 @@ def test_all_that_vllm_moves(name: str) -> None:
     """Everything in layers and towers, and the experts by their name; to four kilobytes or a ten-thousandth, and half
     of a thousandth where a tower is there."""
     theirs = OFFLOADED[name]
+    let_go = theirs.get("remade", 0)  # once loaded
     if name not in OTHERWISE:
         assert host(name, Offload("uva", EVERYTHING)).host_bytes == pytest.approx(
-            theirs["all"], rel=5e-4, abs=4096
+            theirs["all"] - let_go, rel=5e-4, abs=4096
         )
     if theirs["all"]:
         experts = host(name, Offload("uva", EVERYTHING, ("experts",))).host_bytes
-        assert experts == pytest.approx(theirs["experts"], rel=1e-4, abs=4096)
+        assert experts == pytest.approx(theirs["experts"] - let_go, rel=1e-4, abs=4096)
 
 
 ANOTHER_ORDER = """
@@ -72,7 +73,7 @@ def is_text(name: str) -> bool:
 def test_half_of_it(name: str) -> None:
     """Language models end at the matrix at which vLLM's offloader ends; those of another order, and towers, whose
     parts are told by kind, near it."""
-    theirs = OFFLOADED[name]["half"]
+    theirs = OFFLOADED[name]["half"] - OFFLOADED[name].get("remade", 0)
     mine = host(name, Offload("uva", OFFLOADED[name]["all"] // 2)).host_bytes
     same_order = is_text(name) and name not in ANOTHER_ORDER.split() and "HYV4" not in name
     near = pytest.approx(theirs, rel=5e-4, abs=4096) if same_order else pytest.approx(theirs, rel=0.25)
@@ -92,6 +93,15 @@ def test_layers_that_are_copied(name: str) -> None:
     assert mine.host_bytes == pytest.approx(theirs[0], rel=1e-4, abs=4096)
     if name not in NAMES_MEET:
         assert mine.buffers == pytest.approx(theirs[1], rel=1e-4, abs=8192)
+
+
+@pytest.mark.parametrize(("gibibytes", "stay"), [(10, 1_731_727_360), (20, 12_737_306_112)])
+def test_experts_that_see_in_fp8_are_moved_in_vain(gibibytes: int, stay: int) -> None:
+    """dots3-note's: up to 11.8 GB of 16 bits are moved first, then made FP8 on the card. What stays in host memory, by
+    vLLM's own class and offloader (`make_offloaded.py`, under these limits)."""
+    limit = Offload("uva", gibibytes * 2**30)
+    host = stage_weights(load_model("dots-studio/dots3-note-prev"), offload=limit)[0].host
+    assert host.host_bytes == pytest.approx(stay, rel=0.03)
 
 
 def test_what_leaves_the_card_is_what_the_host_holds() -> None:
