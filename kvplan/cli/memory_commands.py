@@ -158,7 +158,7 @@ def _over(pasted: EngineArgs, own: EngineArgs | None) -> EngineArgs:
 
 def _pasted(first: str, others: tuple[str, ...]) -> Command:
     from kvplan.engines.command import read_command  # only where one is pasted: a cold start stays short
-    from kvplan.engines.started import NoStart
+    from kvplan.engines.pasted.started import NoStart
 
     try:
         told = read_command((first, *others))

@@ -18,16 +18,16 @@ from kvplan.engines.drafting import draft_tiers
 from kvplan.engines.ec_transfer import own_connector
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import sort_out
-from kvplan.engines.expansion import UNSTATED
 from kvplan.engines.flags import EngineArgs, as_none
 from kvplan.engines.joint_commands import join
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.nodes import USUAL_GPUS, check_devices, replica_size
 from kvplan.engines.other_command import read_other
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.started import Started, Starts, find_starts
 from kvplan.engines.some_values import about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, speculation, without_effect
-from kvplan.engines.started import Started, Starts, find_starts
 from kvplan.engines.told import Command, check_model, check_stated, engine_args, left_open, shown, spare_words
 from kvplan.engines.vllm_parser import (
     GONE,

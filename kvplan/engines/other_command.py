@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kvplan.engines.expansion import UNSTATED
 from kvplan.engines.flags import as_count
 from kvplan.engines.other_parsers import OtherFlag, other_flag
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.started import Started
 from kvplan.engines.spelling import WORDS, understand
-from kvplan.engines.started import Started
 from kvplan.engines.told import Command, check_model, check_stated, engine_args, left_open, spare_words
 from kvplan.engines.vllm_parser import flags_of_file, object_of, plain, split_flags, with_config_file
 from kvplan.ground.errors import KvplanError

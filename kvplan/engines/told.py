@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvplan.engines.expansion import UNSTATED
 from kvplan.engines.flags import EngineArgs
-from kvplan.engines.started import Started
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.started import Started
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
 

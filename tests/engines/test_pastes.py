@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvplan.engines.command import read_command
-from kvplan.engines.expansion import UNSTATED
 from kvplan.engines.flags import EngineArgs
-from kvplan.engines.shell import Script
-from kvplan.engines.started import NoStart, find_starts
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.shell import Script
+from kvplan.engines.pasted.started import NoStart, find_starts
 from kvplan.engines.vllm_parser import check_age, flag_ages, vllm_flags
 from kvplan.ground.errors import KvplanError
 

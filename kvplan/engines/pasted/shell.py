@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvplan.engines.expansion import UNSTATED, Value, Variables, arithmetic
-from kvplan.engines.shell_grammar import (
+from kvplan.engines.pasted.expansion import UNSTATED, Value, Variables, arithmetic
+from kvplan.engines.pasted.grammar import (
     CaseBlock,
     Commands,
     FunctionBlock,
@@ -28,7 +28,7 @@ from kvplan.engines.shell_grammar import (
     PlainCommand,
     block_of,
 )
-from kvplan.engines.shell_tokens import Parts, Token, parts_of
+from kvplan.engines.pasted.tokens import Parts, Token, parts_of
 from kvplan.ground.errors import KvplanError
 
 ASSIGNS = ("export", "declare", "typeset", "local", "readonly")

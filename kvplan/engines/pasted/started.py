@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvplan.engines.expansion import UNSTATED
-from kvplan.engines.manifests import dockerfile_lines, manifest_lines
-from kvplan.engines.shell import Script, Simple
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.manifests import dockerfile_lines, manifest_lines
+from kvplan.engines.pasted.shell import Script, Simple
 from kvplan.ground.errors import KvplanError
 
 STARTS = {

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvplan.engines.shell_tokens import WordPart, parts_of
+from kvplan.engines.pasted.tokens import WordPart, parts_of
 
 UNSTATED = "\ue000"
 """Before what stands in a word for a value that is not stated: `\ue000$TP`, `\ue000$(nproc)`."""
@@ -57,7 +57,7 @@ class Variables:
     def expand(self, parts: Sequence[WordPart]) -> list[str]:
         """The words that a word becomes: none, one or several.
 
-        >>> from kvplan.engines.shell_tokens import tokens_of
+        >>> from kvplan.engines.pasted.tokens import tokens_of
         >>> shell = Variables({"A": "-x 'y z'", "L": ["-tp", "2"]})
         >>> [shell.expand(token.parts) for token in tokens_of('$A "$A" "${L[@]}" $((2*4)) ${B:-c}')]
         [['-x', "'y", "z'"], ["-x 'y z'"], ['-tp', '2'], ['8'], ['c']]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvplan.engines.shell_tokens import Parts, Token, tokens_of
+from kvplan.engines.pasted.tokens import Parts, Token, tokens_of
 
 DEEPEST = 30
 """Blocks within blocks."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from kvplan.engines.expansion import UNSTATED
-from kvplan.engines.shell import Script, Simple
-from kvplan.engines.shell_tokens import parts_of
+from kvplan.engines.pasted.expansion import UNSTATED
+from kvplan.engines.pasted.shell import Script, Simple
+from kvplan.engines.pasted.tokens import parts_of
 
 STARTS_WITH = re.compile(
     r"(?:^|[{,])\s*(?:- )?[\"']?(args|command|entrypoint|modelCommand|vllmConfig|engine_kwargs|run|image)[\"']?\s*:",
