@@ -129,7 +129,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
             ("free_gpu_memory_fraction", "kv_cache_free_gpu_mem_fraction"),
         ),
         Word("block_size", "kv_cache_config.tokens_per_block", ("tokens_per_block",), in_file=True),
-        Word("kv_cache_dtype", "kv_cache_config.dtype", in_file=True),
+        Word("kv_cache_dtype", "kv_cache_config.dtype", also=("kv_cache_dtype",), in_file=True),
         _tokens(
             "num_gpu_blocks_override",
             "kv_cache_config.max_tokens",

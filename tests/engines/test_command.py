@@ -277,6 +277,7 @@ def test_other_engines() -> None:
     assert (sglang.args.tensor_parallel_size, sglang.args.gpu_memory_utilization) == (8, 0.8)
     trt = read_command("trtllm-serve m --tp_size 4 --max_batch_size 64")
     assert (trt.engine, trt.args.tensor_parallel_size, trt.args.max_num_seqs) == ("tensorrt-llm", 4, 64)
+    assert read_command("trtllm-serve m --kv_cache_dtype fp8").args.kv_cache_dtype == "fp8"
 
 
 def test_sglang_data_parallel() -> None:
