@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 ALL    := -n auto --dist worksteal
+# Images often set it: then each of the processes that tests start compiles the package, and each worker all tests, anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test thorough quick explore fuzz lowest pictures looks lint types check bench compiled honest oracle ray app clean calibrate-gpu live
