@@ -39,7 +39,7 @@ from kvplan.engines.speculative_config import Method, speculation_text, with_own
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import human_readable_int
-from kvplan.models.quantization import quantization_text
+from kvplan.models.quantization import quantization_name, quantization_text
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 EntryPoint = Literal["serve", "llm"]
@@ -222,7 +222,7 @@ class EngineArgs(Config):
     speculative_config: Annotated[str | None, BeforeValidator(speculation_text)] = None
     """What else there is to say of drafting, as vLLM's JSON: {"quantization": "fp8", "draft_sample_method":
     "probabilistic"}; method and tokens may stand in it."""
-    quantization: str | None = None
+    quantization: Annotated[str | None, BeforeValidator(quantization_name)] = None
     """Quantise on load (e.g. fp8); None = as the checkpoint says."""
     quantization_config: Annotated[str | None, BeforeValidator(quantization_text)] = None
     """What of it, as vLLM's JSON: {"moe": "fp8_per_block", "ignore": ["re:.*shared_expert.*"]}, or by targets."""

@@ -231,9 +231,14 @@ def with_own_fields(values: Any) -> Any:
     told = values.get("speculative_config") if isinstance(values, dict) else None
     if told is None:
         return values
-    flags, found = parse_speculation(told), dict(values)
+    try:
+        flags, found = parse_speculation(told), dict(values)
+    except ValueError:
+        return values  # refused by the field's own validator, which names the flag
     if flags.model is not None and not _is_class(flags.model):
-        raise ValueError("speculative_config: the model that drafts is named beside, --colocate draft=MODEL")
+        raise ValueError(
+            "--speculative-config: the model that drafts is named beside, --colocate draft=MODEL"
+        )
     own = {"speculative_method": flags.method, "num_speculative_tokens": flags.num_speculative_tokens}
     for name, value in own.items():
         if value is None:

@@ -23,6 +23,7 @@ from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.engines.speculative_config import speculation
 from kvplan.engines.stages import PipelineStage
 from kvplan.engines.weight_offload import weight_offload
+from kvplan.engines.weights_held import weights_held
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.expert_balance import eplb_bytes
@@ -30,6 +31,7 @@ from kvplan.memory.kv.checks import model_dtype
 from kvplan.memory.kv.pages import hidden_states_kept
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.memory.tower_attention import workspace_bytes
+from kvplan.models.held import AS_LOADED
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
 from kvplan.models.lora_classes import TOWERS_ASKED, UNASKED, WITH_TOWERS
@@ -129,7 +131,7 @@ def make_budget(
     )
     others += (*_draft_logits(model, args, engine), *_extracted(model, args)) if stage.is_last else ()
     others += tuple(_received(args, engine)) if stage.is_first else ()
-    weights = _weights(model, args, engine, loaded, learned, stage)
+    weights = _weights(model, args, gpu, engine, loaded, learned, stage)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
@@ -188,13 +190,18 @@ def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
 def _weights(
     model: ModelSpec,
     args: ResolvedArgs,
+    gpu: GpuSpec,
     engine: EngineVersion,
     loaded: Range,
     learned: MemoryProfile,
     stage: PipelineStage,
 ) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
-    why = _weights_reason(model, args, stage) + _in_host(model, args, stage)
+    wide, apart = _held_otherwise(model, args, gpu, engine, stage)
+    why = _weights_reason(model, args, stage, "held in 16 bits" if gib(wide) >= 0.005 else "")
+    why += f"; {gib(wide):.2f} GiB of it for want of a kernel" if gib(wide) >= 0.005 else ""
+    why += f"; {gib(apart):.2f} GiB of it between rows of FP8" if gib(apart) >= 0.005 else ""
+    why += _in_host(model, args, stage)
     why += "".join(f"; {tower} counted too" for tower in unloaded_towers(model, args, engine))
     more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
@@ -271,7 +278,7 @@ def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, c
     return _Share(ceil(total * fraction), f"outside the {fraction:g} budget", "--gpu-memory-utilization")
 
 
-def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> str:
+def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage, held: str) -> str:
     stated = "as stated" if args.quantization_config else args.quantization
     how = f"quantised ({stated})" if stated else _format_of(model)
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
@@ -279,7 +286,21 @@ def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) 
     layers = f"{stage.first_layer}-{stage.end_layer - 1}"
     share += f", layers {layers} ({stage})" if stage.num > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
-    return f"parameters of {model.architecture} x {how}{share}"
+    return f"parameters of {model.architecture} x {how}{f' {held}' if held else ''}{share}"
+
+
+def _held_otherwise(
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, engine: EngineVersion, stage: PipelineStage
+) -> tuple[int, int]:
+    """Bytes more than the checkpoint's for the kernels of this card: (of matrices in 16 bits, between rows of FP8)."""
+    held = weights_held(args, gpu, engine)
+    if not held.is_noticed or not (model.quantization or args.quantization or args.quantization_config):
+        return 0, 0
+    plain, dense, whole = (
+        weights_of_stages(model, args, held=one)[stage.rank].loaded
+        for one in (AS_LOADED, held._replace(apart=False), held)
+    )
+    return dense - plain, whole - dense
 
 
 def _in_host(model: ModelSpec, args: ResolvedArgs, stage: PipelineStage) -> str:

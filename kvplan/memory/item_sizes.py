@@ -196,7 +196,7 @@ def flat_keys(text: str | None) -> dict[str, Any]:
 def stated_pixels(kind: str, number: Any) -> int:
     """A number of pixels as flags state it."""
     if type(number) is not int or number < 1:
-        raise KvplanError(f"--mm-processor-kwargs: sizes of a {kind} must be whole numbers of pixels")
+        raise KvplanError(f"--mm-processor-kwargs: a size of {kind} must be a whole number of pixels")
     return int(number)
 
 

@@ -54,5 +54,10 @@ class HeldWeights(NamedTuple):
         batched = self.batched_mxfp8 and module.name.endswith("wo_a") and scheme.name.endswith("block")
         return self.wide_mxfp8 or (ragged and not expert) or batched
 
+    @property
+    def is_noticed(self) -> bool:
+        """More than the one matrix of `batched_mxfp8` may lie otherwise."""
+        return self._replace(batched_mxfp8=False) != AS_LOADED
+
 
 AS_LOADED = HeldWeights()

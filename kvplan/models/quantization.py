@@ -129,6 +129,15 @@ def quantization_text(value: Any) -> str | None:
     return json.dumps(kept, sort_keys=True) if kept else None
 
 
+def quantization_name(value: Any) -> Any:
+    """`--quantization` as vLLM takes it, a name; raises ValueError for an object, which has a flag of its own."""
+    if str(value).lstrip().startswith(("{", "[")):
+        raise ValueError(
+            f"must be a name, as fp8, not {str(value)[:40]}; an object goes to --quantization-config"
+        )
+    return value
+
+
 def checkpoint_kv_dtype(quantization: Mapping[str, object]) -> str:
     """Return the KV dtype that a quantised checkpoint asks for, `auto` if it does not.
 

@@ -210,3 +210,20 @@ def test_a_refusal_prints_the_whole_document(capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out).keys() == refused.keys()
     words[4] = str(longest + 16)
     assert run(["estimate", *words]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    {
+        ("--speculative-config", "ngram"): "--speculative-config: must be a JSON object, not ngram",
+        ("--speculative-config", '{"tokens": 1}'): "--speculative-config: vLLM's config has no key 'tokens'",
+        ("--quantization", "{}"): "--quantization: must be a name, as fp8, not {}; an object goes to --quant",
+        ("--quantization", '{"targets": 3}'): "--quantization: must be a name",
+        ("--quantization", '[{"base'): "--quantization: must be a name",
+    }.items(),
+)
+def test_objects_of_flags_are_refused_by_the_flags_name(
+    capsys: Capture, flags: tuple[str, str], said: str
+) -> None:
+    """Also where another field reads the object first; --quantization is a name, its object has a flag of its own."""
+    assert said in complaint(capsys, "estimate", "Qwen/Qwen3-8B", "--gpu", "h100", *flags)

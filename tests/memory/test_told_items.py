@@ -102,5 +102,5 @@ def test_a_command_of_sizes_is_printed_again() -> None:
 
 @pytest.mark.parametrize("told", [{"max_pixels": "many"}, {"size": {"longest_edge": 0.5}}])
 def test_pixels_are_whole_numbers(told: dict[str, Any]) -> None:
-    with pytest.raises(KvplanError, match="must be whole numbers of pixels"):
+    with pytest.raises(KvplanError, match="must be a whole number of pixels"):
         estimate("Qwen/Qwen2.5-VL-7B-Instruct", "h100", mm_processor_kwargs=told)

@@ -17,6 +17,7 @@ from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.rank_weights import rank_weights, weights_of_stages
 from kvplan.engines.weights_held import weights_held
 from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
 from kvplan.models.architectures import from_config
 from kvplan.models.held import AS_LOADED
@@ -80,6 +81,19 @@ def test_a_plan_on_an_amd_card_has_them() -> None:
     assert sizes[1] == sizes[2] < sizes[0]
     other = estimate("deepseek-ai/DeepSeek-V3", "mi300x", args, engine="sglang")
     assert other.budget.weights.size.value < sizes[0]
+
+
+def test_the_plan_says_what_is_more_than_the_checkpoint() -> None:
+    """Twice the weights of an MXFP8 checkpoint on MI325X, and why; nothing where all is as loaded."""
+    model, args = "MiniMaxAI/MiniMax-M3-MXFP8", EngineArgs(tensor_parallel_size=8)
+    wide, native = (estimate(model, gpu, args).budget.weights for gpu in ("mi325x", "mi355x"))
+    more = (wide.size.value - native.size.value) / GiB
+    assert "x mxfp8 held in 16 bits, one of 8 ranks" in str(wide)
+    assert f"; {more:.2f} GiB of it for want of a kernel" in str(wide)
+    assert "16 bits" not in str(native)
+    apart, plain = (str(estimate("Qwen/Qwen3-8B-FP8", gpu).budget.weights) for gpu in ("mi300x", "h100"))
+    assert "GiB of it between rows of FP8" in apart
+    assert "GiB of it" not in plain
 
 
 def test_products_of_groups_on_hopper_are_held_in_16_bits() -> None:
