@@ -148,8 +148,9 @@ def find_spread(args: EngineArgs, *, moe: bool = False) -> Spread:
 def commands_line(args: EngineArgs) -> str:
     """How the deployment's other machines, or replicas, are started; empty where one command starts all.
 
-    >>> print(commands_line(EngineArgs(data_parallel_size=16, data_parallel_size_local=4)))
+    >>> print(commands_line(EngineArgs(data_parallel_size=16, data_parallel_size_local=4)).replace(". ", ".\\n"))
     Each of the others is started by the same command with --headless --data-parallel-start-rank 4, 8, 12.
+    All name the first's address, --data-parallel-address.
     """
     if args.data_parallel_size_local == 0:
         return "It holds no replica: they are started --headless, with a --data-parallel-size-local of their own."
@@ -165,7 +166,11 @@ def commands_line(args: EngineArgs) -> str:
             else f"replicas {started.start} to {started.stop - 1}"
         )
         return f"Its command is the one that starts {here}{_part(args)}; each of the others has its own."
-    return f"Each of the others is started by the same command with {_added(args, machines)}."
+    address = "--master-addr" if args.nnodes > 1 else "--data-parallel-address"
+    return (
+        f"Each of the others is started by the same command with {_added(args, machines)}."
+        f" All name the first's address, {address}."
+    )
 
 
 def _part(args: EngineArgs) -> str:

@@ -87,7 +87,7 @@ def read_other(start: Started, environment: dict[str, str], files: Mapping[str, 
         else:
             (unplanned if CHANGES_OTHERS.match(key) else unaffected).append(f"--{flag.name}")
     check_model(model, start)
-    notes = _data_parallel(spoken) if engine == "sglang" else []
+    notes = _expert_parts(spoken) + (_data_parallel(spoken) if engine == "sglang" else [])
     fields = understand(
         {**in_file, **{key: said for key, said in spoken.items() if key not in in_file}}, engine
     )
@@ -126,6 +126,14 @@ def _other_value(flag: OtherFlag, values: list[str]) -> tuple[Any, list[str]]:
             return True, []
         raise KvplanError(f"--{flag.name}: expected one argument")
     return values[0], values[1:]
+
+
+def _expert_parts(spoken: dict[str, Any]) -> list[str]:
+    """Experts spread over some of the ranks and cut over the rest: planned as over all, which hold as much."""
+    parts, ranks = spoken.get("ep_size", 1), spoken.get("tp_size", 1)
+    if not isinstance(parts, int) or not isinstance(ranks, int) or not 1 < parts < ranks:
+        return []
+    return [f"--ep-size {parts}: planned as experts over all {ranks} ranks, which hold as much of them"]
 
 
 def _data_parallel(spoken: dict[str, Any]) -> list[str]:

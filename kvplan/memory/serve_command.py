@@ -35,7 +35,8 @@ def serve_flags(
     spoken = spell(args, engine)
     if engine == "sglang" and experts and args.data_parallel_size > 1:
         ranks = args.tensor_parallel_size * args.data_parallel_size
-        spoken = {"tp_size": ranks, **(spoken | {"tp_size": ranks}), "enable_dp_attention": True}
+        sizes = dict.fromkeys(("tp_size", *(["ep_size"] if "ep_size" in spoken else ())), ranks)
+        spoken = {"tp_size": ranks, **(spoken | sizes), "enable_dp_attention": True}
     if engine == "tensorrt-llm":
         return spoken | ({"extra_llm_api_options": TRTLLM_FILE} if trtllm_options(args) else {})
     drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")

@@ -288,11 +288,22 @@ def test_sglang_data_parallel() -> None:
     assert "4 parts" in inside.notes[0]
     said = serve_flags(inside.args, "sglang", experts=True)
     assert said == {"tp-size": 8, "dp-size": 4, "enable-dp-attention": True}
+    spread = read_command(f"{start} --dp 4 --ep 8 --enable-dp-attention")
+    assert serve_flags(spread.args, "sglang", experts=True) == said | {"ep-size": 8}
     copies = read_command(f"{start} --data-parallel-size 2")
     assert copies.args == EngineArgs(tensor_parallel_size=8)
     assert "one of them" in copies.notes[0]
     with pytest.raises(KvplanError, match="does not divide"):
         read_command(f"{start} --dp 3 --enable-dp-attention")
+
+
+def test_sglang_experts_over_some_of_the_ranks() -> None:
+    """They are cut over the rest, so that a rank holds as much; the command that is planned says another number."""
+    start = "python -m sglang.launch_server --model m --tp 8"
+    part = read_command(f"{start} --ep 4")
+    assert part.args == EngineArgs(tensor_parallel_size=8, enable_expert_parallel=True)
+    assert part.notes == ("--ep-size 4: planned as experts over all 8 ranks, which hold as much of them",)
+    assert read_command(f"{start} --ep 8").notes == read_command(start).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,16 @@ def test_the_plan_says_how_the_other_machines_are_started() -> None:
         return commands_line(told(flags))
 
     others = "Each of the others is started by the same command with"
-    assert line("-dp 16 -dpl 8") == f"{others} --headless --data-parallel-start-rank 8."
-    assert line("-dp 16 -dpl 8 -dph") == f"{others} --data-parallel-start-rank 8."
-    assert line("-dp 16 -n 2") == f"{others} --headless --node-rank 1."
-    assert line("-dp 3 -dpl 2").endswith(
-        "--data-parallel-start-rank 2 (the last with --data-parallel-size-local 1)."
+    address, master = (
+        f" All name the first's address, {flag}." for flag in ("--data-parallel-address", "--master-addr")
     )
-    assert line("-dp 16 -dpn 0") == f"{others} --data-parallel-rank 1, 2 ... 15."
+    assert line("-dp 16 -dpl 8") == f"{others} --headless --data-parallel-start-rank 8.{address}"
+    assert line("-dp 16 -dpl 8 -dph") == f"{others} --data-parallel-start-rank 8.{address}"
+    assert line("-dp 16 -n 2") == f"{others} --headless --node-rank 1.{master}"
+    assert line("-dp 3 -dpl 2").endswith(
+        f"--data-parallel-start-rank 2 (the last with --data-parallel-size-local 1).{address}"
+    )
+    assert line("-dp 16 -dpn 0") == f"{others} --data-parallel-rank 1, 2 ... 15.{address}"
     assert line("-dp 16 -dpl 8 -dpr 8 --headless").startswith(
         "Its command is the one that starts replicas 8 to 15;"
     )
