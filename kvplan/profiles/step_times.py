@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +27,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.models.held import AS_LOADED, HeldWeights
 from kvplan.models.kv_sharing import first_kv_shared_layer, reads_fast_prefill
-from kvplan.models.modules import Cut, Module, layer_modules
+from kvplan.models.modules import Cut, Module, checkpoint_name, layer_modules
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.models.weights import stage_spans
@@ -380,20 +381,31 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
 def find_formats(model: ModelSpec, args: EngineArgs, held: HeldWeights = AS_LOADED) -> dict[str, Any]:
     """Formats of weights, experts and KV, as `timing_profile.step_costs` takes them; `held`: what the card makes of
     weights."""
-    rule = quantization_rule(model, load_format(args))
-    modules = [
-        m for layer in dict.fromkeys(model.layers) for m in layer_modules(layer, model.hidden_size, Cut())
-    ]
-    experts = [m for m in modules if m.role == "expert"]
-    dense = [m for m in modules if m.role in ("attention", "mlp") and m.linear]
     plain = "float32" if args.dtype == "float32" else "bf16"
-    weight = _format(dense, rule, plain, held)
+    weight, expert = _matrix_formats(model, load_format(args), plain, held)
     return {
         "weight_format": weight,
-        "expert_format": _format(experts, rule, plain, held) if experts else weight,
+        "expert_format": expert,
         "kv_format": _kv_format(args.kv_cache_dtype),
         "mla": any(layer.attention.kind is AttentionKind.MLA for layer in model.layers),
     }
+
+
+@lru_cache(64)
+def _matrix_formats(
+    model: ModelSpec, quantization: str | None, plain: str, held: HeldWeights
+) -> tuple[str, str]:
+    """(of all other weights, of experts), by the names that the checkpoint's rule is about."""
+    rule = quantization_rule(model, quantization)
+    modules = [
+        module._replace(name=f"layers.{i}.{checkpoint_name(model.architecture, module.name)}")
+        for i, layer in enumerate(model.layers)
+        for module in layer_modules(layer, model.hidden_size, Cut())
+    ]
+    experts = [m for m in modules if m.role == "expert"]
+    dense = [m for m in modules if m.role in ("attention", "mlp") and m.linear]
+    weight = _format(dense, rule, plain, held)
+    return weight, _format(experts, rule, plain, held) if experts else weight
 
 
 def _format(modules: Iterable[Module], rule: Rule, plain: str, held: HeldWeights) -> str:

@@ -19,10 +19,14 @@ from kvplan.calibrate.fit.families import fit
 from kvplan.calibrate.fit.terms import step_key, step_subject
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import profiles_dir
 from kvplan.ground.gpu import get_gpu
-from kvplan.models.load import load_model
+from kvplan.models.load import bundled_models, load_model
+from kvplan.models.modules import Cut, layer_modules
+from kvplan.models.spec import ModelSpec
+from kvplan.models.weights import heaviest
 from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick, surfaces_path
 from kvplan.profiles.step_times import find_formats, make_step_times
@@ -168,6 +172,43 @@ def test_formats_are_found() -> None:
     assert find_formats(load_model("openai/gpt-oss-120b"), EngineArgs())["expert_format"] == "mxfp4"
     plain = find_formats(load_model("Qwen/Qwen3-8B"), EngineArgs(quantization="fp8"))
     assert plain["weight_format"] == "fp8"
+
+
+BITS = {"nvfp4": 4, "mxfp4": 4, "int4": 4, "int8": 8, "fp8": 8, "fp8_block": 8, "fp8_static": 8, "bf16": 16}
+
+
+def test_experts_are_timed_in_the_bits_that_they_are_loaded_in() -> None:
+    """Scales are at most a fifth of them; rules that name layers are asked by checkpoint names, as for weights."""
+    found = {}
+    for name in bundled_models():
+        model = load_model(name)
+        if model.quantization is not None and model.is_moe:
+            told = BITS[find_formats(model, EngineArgs())["expert_format"]]
+            found[name] = (told, _loaded_bits(model))
+    assert len(found) > 90
+    assert {name: bits for name, bits in found.items() if not bits[0] <= bits[1] < 1.2 * bits[0]} == {}
+
+
+def _loaded_bits(model: ModelSpec) -> float:
+    """Bits an element of the routed experts of a layer in the middle, scales and padding included."""
+    layers = [layer for layer in heaviest(weights_of_stages(model, EngineArgs())).layers if layer.expert]
+    mixture = next(layer for layer in model.layers if layer.mlp.num_experts)
+    experts = [m for m in layer_modules(mixture, model.hidden_size, Cut()) if m.role == "expert"]
+    return 8 * layers[len(layers) // 2].expert / sum(m.parameters // m.copies for m in experts)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "experts"),
+    [
+        ("nvidia/Qwen3.6-35B-A3B-NVFP4", "fp8_static", "nvfp4"),  # quantized_layers, layer by layer
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", "fp8_static", "nvfp4"),
+        ("nvidia/GLM-5.3-NVFP4", "bf16", "nvfp4"),  # attention is on its list of what stays
+        ("poolside/Laguna-S-2.1-FP8", "bf16", "fp8_block"),
+    ],
+)
+def test_formats_of_checkpoints_that_name_their_layers(name: str, weights: str, experts: str) -> None:
+    found = find_formats(load_model(name), EngineArgs())
+    assert (found["weight_format"], found["expert_format"]) == (weights, experts)
 
 
 def test_a_card_without_a_profile_says_so() -> None:
