@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
+from kvplan.engines.cards import cards as counted_cards
 from kvplan.engines.flags import EngineArgs
-from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, split_count
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
@@ -43,7 +44,7 @@ def find_lifts(
 
     `gpus` are the cards that may be bought; empty: any of the table.
     """
-    cards = [get_gpu(name) for name in gpus or gpu_names()]
+    cards = [get_gpu(split_count(name)[1]) for name in gpus or gpu_names()]
     found: dict[int, Lift | None] = {}
     for place, (scenario, highest) in enumerate(chosen):
         if scenario is not None and highest:
@@ -67,12 +68,14 @@ def _cheapest(
 
 
 def _changes(scenario: Scenario, cards: Sequence[GpuSpec]) -> Iterator[tuple[str, Scenario]]:
-    """Single changes of the main deployment, as a flag line says them."""
+    """Single changes of the main deployment, as a flag line says them; counted cards (`2xh100`) as their ranks."""
+    now, args = counted_cards(scenario.gpu, scenario.engine)
+    if now.name != scenario.gpu:
+        scenario = scenario.model_copy(update={"gpu": now.name, "engine": args})
     for update in _flags(scenario.engine):
         # validated anew: what contradicts itself is refused as it would be on a command line
         engine = EngineArgs.model_validate({**scenario.engine.model_dump(exclude_defaults=True), **update})
         yield flag_text(scenario.engine_name, **update), scenario.model_copy(update={"engine": engine})
-    now = get_gpu(scenario.gpu)
     better = [c for c in cards if c.bandwidth > now.bandwidth and c.total_bytes >= now.total_bytes]
     for card in sorted(better, key=lambda c: c.price_per_hour)[:2]:
         yield f"--gpu {card.name}", scenario.model_copy(update={"gpu": card.name})

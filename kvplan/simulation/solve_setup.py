@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
-from kvplan.ground.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup
@@ -94,7 +94,9 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
     if scenario.step_time.fixed_us is not None:
         return StatedStepTime.of(scenario.step_time)
     model = model_beside(verifier.model, scenario.folder)
-    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_of).step
+    return make_step_times(
+        model, get_gpu(split_count(scenario.gpu)[1]), scenario.engine, engine=scenario.engine_of
+    ).step
 
 
 def compressed(setup: Setup, problems: Problems) -> Setup:
