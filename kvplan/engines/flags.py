@@ -109,7 +109,7 @@ class EngineArgs(Config):
     """API server processes before all data-parallel replicas (-asc); None = as many as those."""
     renderer_num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Threads of each that make prompts tokens; at the slow end of times they gain nothing."""
-    mm_processor_cache_gb: float = Field(4.0, ge=0)
+    mm_processor_cache_gb: float = Field(4.0, ge=0, le=1 << 20)
     """GiB of host memory of each API server and engine for items made ready; what pools takes one of the two."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
