@@ -41,6 +41,8 @@ CHANGES_OTHERS = re.compile(
     r"|experts_shared|monokernel|numa|sleep_on_idle|boundary|modelexpress|radix_cache|startup_weight"
 )
 """Other engines' flags that change memory, scheduling or time and are not planned, by what their names begin with."""
+SPREADS_EXPERTS = ("deepep", "mooncake", "flashinfer")
+"""Exchanges with which SGLang spreads experts over all ranks, whatever --ep-size says (`server_args.py`)."""
 
 
 def read_other(start: Started, environment: dict[str, str], files: Mapping[str, str]) -> Command:
@@ -52,6 +54,7 @@ def read_other(start: Started, environment: dict[str, str], files: Mapping[str, 
     unknown: list[str] = []
     overrides: dict[str, Any] = {}
     in_file: dict[str, Any] = {}
+    spreads = False
     known = {w for word in WORDS[engine] for w in (word.word, *word.also)}
     known |= {"enable_dp_attention", "attn_dp_size"}
     words = with_config_file(start.words, files) if engine == "sglang" else start.words
@@ -86,7 +89,11 @@ def read_other(start: Started, environment: dict[str, str], files: Mapping[str, 
             spoken[key] = _number(value) if isinstance(value, str) else value
         else:
             (unplanned if CHANGES_OTHERS.match(key) else unaffected).append(f"--{flag.name}")
+            if key == "moe_a2a_backend" and value in SPREADS_EXPERTS:
+                spreads = True
     check_model(model, start)
+    if spreads:
+        spoken["ep_size"] = spoken.get("tp_size", 1)
     notes = _expert_parts(spoken) + (_data_parallel(spoken) if engine == "sglang" else [])
     fields = understand(
         {**in_file, **{key: said for key, said in spoken.items() if key not in in_file}}, engine

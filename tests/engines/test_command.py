@@ -275,6 +275,12 @@ def test_other_engines() -> None:
     )
     assert (sglang.engine, sglang.model, sglang.no_effect) == ("sglang", "m", ("--port",))
     assert (sglang.args.tensor_parallel_size, sglang.args.gpu_memory_utilization) == (8, 0.8)
+    spread = read_command("python -m sglang.launch_server --model m --tp 8 --moe-a2a-backend deepep --ep 2")
+    assert spread.args.enable_expert_parallel
+    assert spread.notes == ()
+    assert spread.not_planned == ("--moe-a2a-backend",)
+    cut = read_command("python -m sglang.launch_server --model m --tp 8 --moe-a2a-backend none")
+    assert not cut.args.enable_expert_parallel
     trt = read_command("trtllm-serve m --tp_size 4 --max_batch_size 64")
     assert (trt.engine, trt.args.tensor_parallel_size, trt.args.max_num_seqs) == ("tensorrt-llm", 4, 64)
     assert read_command("trtllm-serve m --kv_cache_dtype fp8").args.kv_cache_dtype == "fp8"
