@@ -153,6 +153,12 @@ def check_balancing(args: EngineArgs, *, may_stand_alone: bool) -> None:
     for name, rank in (("rank", args.data_parallel_rank), ("start-rank", start)):
         if rank is not None and rank >= dp and (dp > 1 or local == 0):
             raise KvplanError(f"--data-parallel-{name} {rank} must be below --data-parallel-size {dp}")
+    started = replicas_started(args)
+    if args.data_parallel_start_rank is not None and not external and started.stop > dp:
+        raise KvplanError(
+            f"--data-parallel-start-rank {started.start}: this command starts replicas {started.start} to"
+            f" {started.stop - 1}, there are 0 to {dp - 1}; --data-parallel-size-local {dp - started.start} would do"
+        )
 
 
 def _check_headless(args: EngineArgs) -> None:
