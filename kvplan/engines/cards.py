@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.load_balancing import has_own_command
-from kvplan.engines.nodes import gpus_each, num_machines, replica_size
+from kvplan.engines.nodes import gpus_each, num_machines, replica_size, spans_machines
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec, get_gpu, split_machines
 from kvplan.ground.tables import counted
@@ -29,12 +29,13 @@ def cards(text: str, args: EngineArgs | None = None) -> tuple[GpuSpec, EngineArg
     if machines > 1:
         args = _on_machines(args, machines, count)
     alone = has_own_command(args) and args.nnodes == 1  # each replica lies where its command is run
-    need = replica_size(args) if alone else gpus_each(args)
+    whole = alone or spans_machines(args)
+    need = replica_size(args) if whole else gpus_each(args)
     if name != text and need > count:
         there = (
             counted(count, "card") if machines == 1 else f"{machines} machines of {counted(count, 'card')}"
         )
-        on = " on each machine" if num_machines(args) > 1 else ""
+        on = " on each machine" if num_machines(args) > 1 and not whole else ""
         raise KvplanError(f"--gpu {text}: {there}, the parallel sizes ask for {need}{on}")
     if 1 < machines < num_machines(args):
         raise KvplanError(f"--gpu {text}: {machines} machines, the flags ask for {num_machines(args)}")

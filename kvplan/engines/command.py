@@ -22,7 +22,7 @@ from kvplan.engines.flags import EngineArgs, as_none
 from kvplan.engines.joint_commands import join
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
-from kvplan.engines.nodes import USUAL_GPUS, check_devices, replica_size
+from kvplan.engines.nodes import check_devices
 from kvplan.engines.other_command import read_other
 from kvplan.engines.pasted.expansion import UNSTATED
 from kvplan.engines.pasted.started import Started, Starts, find_starts
@@ -63,9 +63,6 @@ OF_A_MACHINE = {
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "tensorrt-llm": "TensorRT-LLM"}
 OTHERS_TOO = "more than one engine is started; the first is planned"
 """A note: what is pasted starts several."""
-
-BY_RAY = "Ray finds the machines of --distributed-executor-backend ray: planned on one, or say kvplan's own --nnodes"
-"""A note: Ray puts ranks on the machines that it finds."""
 
 
 def read_command(text: str | Sequence[str]) -> Command:
@@ -188,12 +185,11 @@ def _of_machines(told: Mapping[str, Any], args: EngineArgs) -> list[str]:
     devices = told.get("device-ids")
     if isinstance(devices, str) and UNSTATED not in devices and not by_ray:
         check_devices(devices, args)
-    unstated = [
+    return [
         f"--{flag} {shown(str(told[flag]))} is not stated: {meant}"
         for flag, meant in OF_A_MACHINE.items()
         if UNSTATED in str(told.get(flag, ""))
     ]
-    return [BY_RAY, *unstated] if by_ray and replica_size(args) > USUAL_GPUS else unstated
 
 
 def _apart(words: list[str], start: Started) -> _Told:

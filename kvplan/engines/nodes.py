@@ -24,7 +24,7 @@ from kvplan.ground.tables import counted
 from kvplan.ground.units import cdiv
 
 USUAL_GPUS = 8
-"""GPUs of a machine where nobody says which replicas share one (assumed)."""
+"""GPUs of a machine where nobody says which ranks share one (assumed)."""
 
 
 class Spread(NamedTuple):
@@ -44,7 +44,7 @@ class Spread(NamedTuple):
     stages_cross: int
     """Hand-overs between the pipeline stages of a replica that go over the network, at most."""
     assumed: bool = False
-    """No flag says which replicas share a machine."""
+    """No flag says which ranks share a machine."""
 
     @property
     def num_gpus(self) -> int:
@@ -84,7 +84,16 @@ def gpus_each(args: EngineArgs) -> int:
     replica, dp = replica_size(args), args.data_parallel_size
     if args.nnodes > 1:
         return max(1, replica * dp // args.nnodes)
-    return replica * min(dp, _replicas_each(args))
+    return USUAL_GPUS if spans_machines(args) else replica * min(dp, _replicas_each(args))
+
+
+def spans_machines(args: EngineArgs) -> bool:
+    """Whether one replica takes more than a usual machine, and no flag says how many: Ray puts it on several.
+
+    >>> spans_machines(EngineArgs(tensor_parallel_size=16)), spans_machines(EngineArgs(tensor_parallel_size=8))
+    (True, False)
+    """
+    return args.nnodes == 1 and args.data_parallel_size_local is None and replica_size(args) > USUAL_GPUS
 
 
 def _replicas_each(args: EngineArgs) -> int:
@@ -95,8 +104,8 @@ def _replicas_each(args: EngineArgs) -> int:
 
 
 def _is_assumed(args: EngineArgs) -> bool:
-    """Replicas with commands of their own lie wherever those are run."""
-    return args.nnodes == 1 and has_own_command(args)
+    """Replicas with commands of their own lie wherever those are run, large ones where Ray puts them."""
+    return args.nnodes == 1 and (has_own_command(args) or spans_machines(args))
 
 
 def num_machines(args: EngineArgs) -> int:
@@ -159,6 +168,8 @@ def commands_line(args: EngineArgs) -> str:
         return ""
     if args.data_parallel_backend == "ray":
         return "Its one command starts all of them; Ray finds the machines."
+    if spans_machines(args) and not has_own_command(args):
+        return f"Started with --nnodes {machines}, by a command on each, or by one over Ray, which finds the machines."
     if started.start or args.node_rank:
         here = (
             f"replica {started.start}"

@@ -238,10 +238,17 @@ def test_devices_of_a_command() -> None:
             told(line)
 
 
-def test_ray_finds_machines_that_no_flag_names() -> None:
-    ray = "--distributed-executor-backend ray"
-    assert "kvplan's own --nnodes" in read_command(f"vllm serve m -tp 8 -pp 2 {ray}").notes[0]
-    assert read_command(f"vllm serve m -tp 8 {ray}").notes == ()
+@pytest.mark.parametrize("line", ["-tp 16", "-tp 8 -pp 2", "-tp 8 -pp 2 --distributed-executor-backend ray"])
+def test_a_replica_beyond_a_usual_machine_lies_on_several(line: str) -> None:
+    """Whether by Ray or by --nnodes that is left out: as on two machines of eight, and said to be assumed."""
+    args = told(line)
+    spread = find_spread(args)
+    assert spread.assumed
+    assert spread._replace(assumed=False) == find_spread(args.model_copy(update={"nnodes": 2}))
+    assert "--nnodes 2" in commands_line(args)
+    assert find_spread(told("-tp 8")).num_machines == 1
+    with pytest.raises(KvplanError, match=r"8 cards, the parallel sizes ask for 16$"):
+        cards("8xh200", args)
 
 
 def test_moonep_keeps_experts_in_line() -> None:
