@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.load_balancing import has_own_command
-from kvplan.engines.nodes import gpus_each, num_machines, replica_size, spans_machines
+from kvplan.engines.nodes import fewest_machines, gpus_each, num_machines, replica_size, spans_machines
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec, get_gpu, split_machines
 from kvplan.ground.tables import counted
@@ -45,7 +45,8 @@ def cards(text: str, args: EngineArgs | None = None) -> tuple[GpuSpec, EngineArg
 def _on_machines(args: EngineArgs, machines: int, count: int) -> EngineArgs:
     """The flags with the fewest machines of so many cards that hold all ranks evenly, where they do not say."""
     world = replica_size(args) * args.data_parallel_size
-    if num_machines(args) > 1 or args.data_parallel_size_local is not None or world <= count:
+    told = num_machines(args) > 1 and not spans_machines(args)
+    if told or args.data_parallel_size_local is not None:
         return args
-    fits = (n for n in range(2, machines + 1) if world % n == 0 and world // n <= count)
-    return args.model_copy(update={"nnodes": next(fits, 1)})
+    fewest = fewest_machines(world, count)
+    return args.model_copy(update={"nnodes": fewest}) if fewest <= machines else args

@@ -84,7 +84,18 @@ def gpus_each(args: EngineArgs) -> int:
     replica, dp = replica_size(args), args.data_parallel_size
     if args.nnodes > 1:
         return max(1, replica * dp // args.nnodes)
-    return USUAL_GPUS if spans_machines(args) else replica * min(dp, _replicas_each(args))
+    if spans_machines(args):
+        return replica * dp // fewest_machines(replica * dp, USUAL_GPUS)
+    return replica * min(dp, _replicas_each(args))
+
+
+def fewest_machines(num_gpus: int, most: int) -> int:
+    """Machines of at most so many GPUs that hold all of them evenly, as `--nnodes` asks for.
+
+    >>> fewest_machines(16, 8), fewest_machines(20, 8)
+    (2, 4)
+    """
+    return next(n for n in range(1, num_gpus + 1) if num_gpus % n == 0 and num_gpus // n <= most)
 
 
 def spans_machines(args: EngineArgs) -> bool:

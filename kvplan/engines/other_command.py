@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvplan.engines.flags import as_count
 from kvplan.engines.other_parsers import OtherFlag, other_flag
@@ -45,15 +45,41 @@ SPREADS_EXPERTS = ("deepep", "mooncake", "flashinfer")
 """Exchanges with which SGLang spreads experts over all ranks, whatever --ep-size says (`server_args.py`)."""
 
 
+class _Spoken(NamedTuple):
+    """What a command says, by whether it acts."""
+
+    model: str
+    fields: dict[str, Any]
+    """Words that act -> their values, a file's over the line's."""
+    overrides: dict[str, Any]
+    """Of the model's config."""
+    unaffected: list[str]
+    unplanned: list[str]
+    open: list[str]
+    """Words, not of a flag, that are not stated."""
+    notes: list[str]
+
+
 def read_other(start: Started, environment: dict[str, str], files: Mapping[str, str]) -> Command:
     """SGLang's and TensorRT-LLM's flags by their words; what has none is listed as without effect."""
+    told = _apart(start, files)
+    check_model(told.model, start)
+    return Command(
+        engine=start.engine,
+        model=told.model,
+        args=engine_args(understand(told.fields, start.engine)),
+        hf_overrides=told.overrides,
+        no_effect=tuple(dict.fromkeys(told.unaffected)),
+        not_planned=tuple(dict.fromkeys(told.unplanned)),
+        environment=environment,
+        notes=(*told.notes, *left_open(told.open)),
+    )
+
+
+def _apart(start: Started, files: Mapping[str, str]) -> _Spoken:
     engine, model = start.engine, ""
-    spoken: dict[str, Any] = {}
-    unaffected: list[str] = []
-    unplanned: list[str] = []
-    unknown: list[str] = []
-    overrides: dict[str, Any] = {}
-    in_file: dict[str, Any] = {}
+    spoken, in_file, overrides = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    unaffected, unplanned, unknown = list[str](), list[str](), list[str]()
     spreads = False
     known = {w for word in WORDS[engine] for w in (word.word, *word.also)}
     known |= {"enable_dp_attention", "attn_dp_size"}
@@ -91,23 +117,10 @@ def read_other(start: Started, environment: dict[str, str], files: Mapping[str, 
             (unplanned if CHANGES_OTHERS.match(key) else unaffected).append(f"--{flag.name}")
             if key == "moe_a2a_backend" and value in SPREADS_EXPERTS:
                 spreads = True
-    check_model(model, start)
     if spreads:
         spoken["ep_size"] = spoken.get("tp_size", 1)
     notes = _expert_parts(spoken) + (_data_parallel(spoken) if engine == "sglang" else [])
-    fields = understand(
-        {**in_file, **{key: said for key, said in spoken.items() if key not in in_file}}, engine
-    )
-    return Command(
-        engine=engine,
-        model=model,
-        args=engine_args(fields),
-        hf_overrides=overrides,
-        no_effect=tuple(dict.fromkeys(unaffected)),
-        not_planned=tuple(dict.fromkeys(unplanned)),
-        environment=environment,
-        notes=(*notes, *left_open(unknown)),
-    )
+    return _Spoken(model, spoken | in_file, overrides, unaffected, unplanned, unknown, notes)
 
 
 def _flattened(told: Mapping[str, Any], known: set[str], section: str = "") -> dict[str, Any]:

@@ -247,8 +247,19 @@ def test_a_replica_beyond_a_usual_machine_lies_on_several(line: str) -> None:
     assert spread._replace(assumed=False) == find_spread(args.model_copy(update={"nnodes": 2}))
     assert "--nnodes 2" in commands_line(args)
     assert find_spread(told("-tp 8")).num_machines == 1
+    assert cards("2xp5en.48xlarge", args)[1].nnodes == 2
+    assert cards("2xp5en.48xlarge", args)[1].tensor_parallel_size == args.tensor_parallel_size
     with pytest.raises(KvplanError, match=r"8 cards, the parallel sizes ask for 16$"):
         cards("8xh200", args)
+
+
+def test_machines_that_are_assumed_hold_their_ranks_evenly() -> None:
+    """20 ranks lie on four machines of five: --nnodes 3, which 8, 8 and 4 would be, is refused by vLLM."""
+    spread = find_spread(told("-tp 4 -pp 5"))
+    assert (spread.num_machines, spread.gpus_each, spread.gpus_of_last) == (4, 5, 5)
+    check_nodes(told("-tp 4 -pp 5 -n 4"))
+    with pytest.raises(KvplanError, match="does not divide"):
+        check_nodes(told("-tp 4 -pp 5 -n 3"))
 
 
 def test_moonep_keeps_experts_in_line() -> None:

@@ -310,21 +310,16 @@ DECLARED: dict[str, Tower] = {
     "Qwen2AudioForConditionalGeneration": Tower(
         "audio_config", qwen2_audio, heads=False, largest=qwen2_sound
     ),
-    "Qwen2_5OmniForConditionalGeneration": Tower(
-        "thinker_config",
-        qwen2_5_omni,
-        heads=False,
-        rotary=True,
-        largest=omni_image(True),
-        sound=qwen2_5_omni_sound,
-    ),
-    "Qwen2_5OmniModel": Tower(
-        "thinker_config",
-        qwen2_5_omni,
-        heads=False,
-        rotary=True,
-        largest=omni_image(True),
-        sound=qwen2_5_omni_sound,
+    **dict.fromkeys(
+        ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
+        Tower(
+            "thinker_config",
+            qwen2_5_omni,
+            heads=False,
+            rotary=True,
+            largest=omni_image(True),
+            sound=qwen2_5_omni_sound,
+        ),
     ),
     "Qwen3ASRForConditionalGeneration": Tower(
         "audio_config", qwen3_asr, heads=False, largest=qwen3_asr_sound
